@@ -1,0 +1,62 @@
+"""Every bound, with its unit and its reason."""
+
+from __future__ import annotations
+
+#: Largest encoded body in bytes; larger payloads travel by claim check (a file and its digest).
+BODY_BYTES_MAX = 1 << 20
+#: Longest message type in bytes; it stands in every frame.
+TYPE_BYTES_MAX = 64
+#: Deliveries of one lane that may be in hand at once: the acked and attempts rings of a 4 KiB cursor hold this many.
+WINDOW = 240
+#: Messages a sender may have stored and unacked on one lane (the recipient grants it in the cursor).
+LANE_CREDIT = 1000
+#: First segment of a lane: with lane page and cursor a lane costs 16 KiB of store.
+SEGMENT_BYTES_FIRST = 8 << 10
+#: Segments double up to this size; one message of BODY_BYTES_MAX always fits.
+SEGMENT_BYTES_MAX = 4 << 20
+#: Deliveries of one message before it becomes a dead letter.
+ATTEMPTS_MAX = 5
+#: Spare cursors a recipient keeps allocated, so that new lanes can be drained when the store is full.
+SPARE_CURSORS = 4
+#: Wait before a sender whose message is not taken rings again; a safety net, counted when it was needed.
+RERING_S = 1.0
+#: Interval of the safety sweep over all lanes; jittered. It finds nothing when the bell works.
+SWEEP_S = 60.0
+#: Hops a message's causal chain may take before it is refused (stops echo storms).
+HOPS_MAX = 16
+#: Wait suggested to a sender that met a full inbox.
+INBOX_FULL_RETRY_S = 0.1
+#: Wait suggested to a sender that met a full store.
+STORE_FULL_RETRY_S = 1.0
+#: How long a one-shot sender waits for an identity held by another one-shot process.
+IDENTITY_WAIT_S = 5.0
+
+#: stdout or stderr bytes copied into a result message; the whole output travels by file.
+OUTPUT_INLINE_BYTES_MAX = 64 << 10
+#: stdout or stderr bytes copied into a line of the results file, marked when cut.
+OUTPUT_RESULT_BYTES_MAX = 16 << 10
+#: Tasks assigned to an agent beyond those it works on, so that it never waits for the coordinator.
+PREFETCH = 1
+#: Attempts that may die with their worker before the task is dead-lettered (it may be what kills them).
+TASK_DEATHS_MAX = 5
+#: Worker restarts within the period before the worker is quarantined.
+RESTARTS_MAX = 5
+RESTART_PERIOD_S = 30.0
+#: Coordinator restarts within the period before the orphan policy is carried out.
+COORDINATOR_RESTARTS_MAX = 10
+COORDINATOR_RESTART_PERIOD_S = 60.0
+#: Time to finish work in hand on an orderly shutdown.
+GRACE_S = 10.0
+#: Between SIGTERM and SIGKILL for a command's process tree.
+KILL_GRACE_S = 2.0
+#: Heartbeat of a busy agent's status page, and of an idle one.
+HEARTBEAT_BUSY_S = 1.0
+HEARTBEAT_IDLE_S = 10.0
+#: Metric snapshots sent to the coordinator.
+METRICS_INTERVAL_S = 5.0
+#: Silence after which a living agent is suspected (never declared dead: that needs proof).
+SUSPECT_AFTER_S = 30.0
+#: Inputs the command line sends to the coordinator in one message.
+SUBMIT_BATCH = 200
+#: Unfinished tasks above which the command line stops reading inputs.
+OPEN_TASKS_MAX = 20_000

@@ -1,0 +1,249 @@
+"""Every error muster raises on purpose.
+
+    MusterError
+    ├── UsageError                the caller's or operator's mistake; nothing was done
+    │   ├── InvalidNameError      UnknownAgentError      BodyTooLargeError   BodyEncodingError
+    │   ├── ConfigError           CommandNotFoundError   HandlerNotFoundError
+    │   └── InputFileError        ResultsFileError       RunMismatchError
+    ├── BusError
+    │   ├── BusClosedError        InboxFullError*        StoreFullError*     IdentityBusyError*
+    │   ├── CorruptStoreError     AskTimeoutError        DeliveryStateError  ForkedBusError
+    │   └── OwnerGoneError*
+    ├── SecurityError
+    │   └── ForbiddenError        BadSignatureError      UnsafePermissionsError
+    ├── StoreError
+    │   └── StoreUnsuitableError  StoreTooSmallError     StoreVersionError
+    └── FleetError
+        └── FleetNotRunningError  FleetRunningError      SpawnFailedError    CoordinatorLostError
+                                                              (* = `retry_after_s` is set)
+
+Handlers branch on the class, operators on `code`, which never changes once released; the text may. `retry_after_s` is None where
+trying again cannot help. `exit_status` is what a command line that ends with this error exits with.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class MusterError(Exception):
+    """Something muster refused or could not do, said in one sentence."""
+
+    code: ClassVar[str] = "muster.error"
+    exit_status: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None, **facts: object) -> None:
+        super().__init__(message)
+        self.message = message
+        self.retry_after_s = retry_after_s
+        self.facts = facts
+
+    def as_dict(self) -> dict[str, object]:
+        """The error as a JSON-ready object: code, message, retry_after_s and its facts."""
+        facts = {key: value if isinstance(value, int | float | str | None) else str(value) for key, value in self.facts.items()}
+        return {"code": self.code, "message": self.message, "retry_after_s": self.retry_after_s, **facts}
+
+
+class UsageError(MusterError):
+    """The call or command line cannot be carried out as written; nothing was done."""
+
+    code = "usage"
+    exit_status = 2
+
+
+class InvalidNameError(UsageError):
+    """A name does not match `[a-zA-Z0-9_-]{1,64}` as a whole, or is reserved; nothing was touched."""
+
+    code = "usage.invalid_name"
+
+
+class UnknownAgentError(UsageError):
+    """The recipient or group is not on this fleet's roster; nothing was written."""
+
+    code = "usage.unknown_agent"
+
+
+class BodyTooLargeError(UsageError):
+    """The encoded body exceeds `limits.BODY_BYTES_MAX`; nothing was written."""
+
+    code = "usage.body_too_large"
+
+
+class BodyEncodingError(UsageError):
+    """The body cannot be encoded, or a received body cannot be decoded as asked; nothing was written."""
+
+    code = "usage.body_encoding"
+
+
+class ConfigError(UsageError):
+    """A configuration key or option is unknown, of the wrong type or out of range; nothing was started."""
+
+    code = "usage.config"
+
+
+class CommandNotFoundError(UsageError):
+    """The command of a task is missing or not executable; no task was started."""
+
+    code = "usage.command_not_found"
+
+
+class HandlerNotFoundError(UsageError):
+    """A `module:function` reference cannot be imported or is not callable; no task was started."""
+
+    code = "usage.handler_not_found"
+
+
+class InputFileError(UsageError):
+    """A file of inputs cannot be read; no task was started."""
+
+    code = "usage.input_file"
+
+
+class ResultsFileError(MusterError):
+    """The results file cannot be opened or written; results that were not written are not shown as done."""
+
+    code = "run.results_file"
+
+
+class RunMismatchError(UsageError):
+    """`--resume` was given a results file that belongs to other inputs; nothing was started."""
+
+    code = "usage.run_mismatch"
+
+
+class BusError(MusterError):
+    """The bus could not carry out a call."""
+
+    code = "bus"
+
+
+class BusClosedError(BusError):
+    """`close` was called first; nothing was written."""
+
+    code = "bus.closed"
+
+
+class InboxFullError(BusError):
+    """The recipient has granted no more credit on this lane; nothing was written. Wait `retry_after_s`."""
+
+    code = "bus.inbox_full"
+
+
+class StoreFullError(BusError):
+    """The store has no room for another segment; nothing was written, everything accepted can still be drained."""
+
+    code = "bus.store_full"
+
+
+class IdentityBusyError(BusError):
+    """Another living process holds this identity's inbox or outbox; nothing was touched."""
+
+    code = "bus.identity_busy"
+
+
+class CorruptStoreError(BusError):
+    """A file of the store is damaged beyond what the protocol heals by itself."""
+
+    code = "bus.corrupt_store"
+
+
+class AskTimeoutError(BusError, TimeoutError):
+    """No reply came before the deadline; the request was stored and may still be handled."""
+
+    code = "bus.ask_timeout"
+
+
+class DeliveryStateError(BusError):
+    """This delivery was already acked, nacked, released or dead-lettered; nothing changed."""
+
+    code = "bus.delivery_state"
+
+
+class ForkedBusError(BusError):
+    """The bus was opened by another process (this one is its fork); nothing was touched. Join again."""
+
+    code = "bus.forked"
+
+
+class OwnerGoneError(BusError):
+    """The worker that owns this identity went away while it was asked; whether it stored the message is unknown."""
+
+    code = "bus.owner_gone"
+
+
+class SecurityError(MusterError):
+    """A call was refused for safety; nothing was done."""
+
+    code = "security"
+
+
+class ForbiddenError(SecurityError):
+    """The caller may not do this: no capability, not a descendant, or not the coordinator; nothing was done."""
+
+    code = "security.forbidden"
+
+
+class BadSignatureError(SecurityError):
+    """A message's MAC does not fit its bytes, sender and recipient; it was quarantined and not delivered."""
+
+    code = "security.bad_signature"
+
+
+class UnsafePermissionsError(SecurityError):
+    """A store path is a symlink, belongs to another user or has open modes; it was not used."""
+
+    code = "security.unsafe_permissions"
+
+
+class StoreError(MusterError):
+    """The store cannot be used."""
+
+    code = "store"
+
+
+class StoreUnsuitableError(StoreError):
+    """The file system failed the probe (network, 9p or FUSE file system, or no working locks, FIFOs or fallocate)."""
+
+    code = "store.unsuitable"
+
+
+class StoreTooSmallError(StoreError):
+    """The store has less room than this fleet needs at least; nothing was started."""
+
+    code = "store.too_small"
+
+
+class StoreVersionError(StoreError):
+    """The store was written in a format that this version does not read; nothing was changed."""
+
+    code = "store.version"
+
+
+class FleetError(MusterError):
+    """A fleet could not be started, found or stopped."""
+
+    code = "fleet"
+
+
+class FleetNotRunningError(FleetError):
+    """No living spawner holds this fleet; nothing was done."""
+
+    code = "fleet.not_running"
+
+
+class FleetRunningError(FleetError):
+    """A living spawner already holds this fleet's store; a second one was not started."""
+
+    code = "fleet.running"
+
+
+class SpawnFailedError(FleetError):
+    """A process of the fleet could not be started or did not become ready."""
+
+    code = "fleet.spawn_failed"
+
+
+class CoordinatorLostError(FleetError):
+    """The coordinator died more often than its restart budget allows; the orphan policy was carried out."""
+
+    code = "fleet.coordinator_lost"
