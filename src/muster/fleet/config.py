@@ -1,0 +1,272 @@
+"""fleet.toml: read, checked, layered (flag > MUSTER_* environment > file > profile > default) and turned into a `FleetSpec`.
+
+An unknown key is an error that names the nearest known one: a misspelt `cuont = 20` must not start one agent in silence. Absent
+is not the same as default: only keys that somebody wrote take part in the layering.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from muster.core import limits
+from muster.core.names import agent_id, fleet_name
+from muster.core.spec import AgentSpec, FleetSpec, RetrySpec
+from muster.errors import ConfigError, InvalidNameError
+from muster.fleet.durations import parse_duration
+from muster.fleet.profiles import DEFAULT, PROFILES
+
+Duration = str | int | float
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+class AgentTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[agents.NAME]`: one kind of agent."""
+
+    count: int = 1
+    command: list[str] | str | None = None
+    handler: str | None = None
+    shell: bool = False
+    cwd: str | None = None
+    env: dict[str, str] = {}
+    restart: Literal["always", "on_failure", "never"] = "always"
+    slots: int = 1
+    timeout: Duration | None = None
+    stop_signal: str = "TERM"
+    kill_grace: Duration = limits.KILL_GRACE_S
+
+
+class FleetTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[fleet]`: what holds for the whole fleet."""
+
+    name: str | None = None
+    profile: Literal["development", "staging", "production"] = "production"
+    grace: Duration = limits.GRACE_S
+    orphans: Literal["stop", "keep"] = "stop"
+    orphan_grace: Duration = 5.0
+    agents_per_worker: int = 1
+    retries: int = 0
+    backoff: Duration = 0.5
+    metrics: bool = True
+    metrics_interval: Duration = limits.METRICS_INTERVAL_S
+    debug: bool = False
+
+
+#: Keys of `[fleet]` that MUSTER_<KEY> sets. The name is chosen by MUSTER_FLEET, which selects a fleet and renames none.
+ENVIRONMENT_KEYS: tuple[str, ...] = tuple(key for key in FleetTable.__struct_fields__ if key != "name")
+
+
+@dataclass(frozen=True)
+class FleetConfig:
+    """A checked fleet.toml. `origins` says where each value of `[fleet]` came from."""
+
+    path: Path
+    name: str
+    fleet: FleetTable
+    agents: dict[str, AgentTable]
+    origins: dict[str, str] = field(default_factory=dict)
+
+    def spec(self, store_id: str) -> FleetSpec:
+        """The fleet as every process of it will read it."""
+        table = self.fleet
+        return FleetSpec(
+            name=self.name,
+            store_id=store_id,
+            agents=tuple(_agent_spec(name, agent, self.path) for name, agent in self.agents.items()),
+            agents_per_worker=table.agents_per_worker,
+            retry=RetrySpec(attempts_max=table.retries + 1, backoff_s=parse_duration(table.backoff, "backoff")),
+            grace_s=parse_duration(table.grace, "grace"),
+            metrics=table.metrics,
+            metrics_interval_s=parse_duration(table.metrics_interval, "metrics_interval"),
+            orphan_policy=table.orphans,
+            orphan_grace_s=parse_duration(table.orphan_grace, "orphan_grace"),
+            debug=table.debug,
+        )
+
+
+def load(
+    path: Path, *, flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None
+) -> FleetConfig:
+    """Read and check a fleet.toml.
+
+    Args:
+        path: The file.
+        flags: Values for keys of `[fleet]` given on the command line; None values are absent.
+        environ: Where MUSTER_* is looked up; the process's environment by default.
+
+    Raises:
+        ConfigError, InvalidNameError: It cannot be read, or a key is unknown, of the wrong type or out of range.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
+        raise ConfigError(f"{path}: {reason}", source=str(path)) from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}", source=str(path)) from None
+    for key in document:
+        if key not in ("fleet", "agents"):
+            raise _unknown(key, ("fleet", "agents"), str(path), "the top level")
+    written = _table(document.get("fleet", {}), FleetTable, path, "[fleet]")
+    layered, origins = _layered(written, dict(flags or {}), os.environ if environ is None else environ, path)
+    fleet = _convert(layered, FleetTable, path, "[fleet]")
+    agents = _agents(document.get("agents"), path)
+    name = fleet_name(fleet.name if fleet.name is not None else path.absolute().parent.name)
+    config = FleetConfig(path=path, name=name, fleet=fleet, agents=agents, origins=origins)
+    _check(config)
+    return config
+
+
+def _layered(
+    written: dict[str, Any], flags: dict[str, Any], environ: Mapping[str, str], path: Path
+) -> tuple[dict[str, Any], dict[str, str]]:
+    given = {key: (value, "flag") for key, value in flags.items() if value is not None}
+    for key in ENVIRONMENT_KEYS:
+        variable = f"MUSTER_{key.upper()}"
+        if key not in given and environ.get(variable):
+            given[key] = (_from_text(key, environ[variable], variable), variable)
+    for key, value in written.items():
+        given.setdefault(key, (value, str(path)))
+    profile = given.get("profile", (DEFAULT, "default"))[0]
+    if profile not in PROFILES:
+        raise _unknown(str(profile), tuple(PROFILES), given["profile"][1], "profile", what="profile")
+    for key, value in PROFILES[profile].defaults.items():
+        given.setdefault(key, (value, f"profile {profile}"))
+    return {key: value for key, (value, _) in given.items()}, {key: origin for key, (_, origin) in given.items()}
+
+
+def _from_text(key: str, text: str, variable: str) -> Any:
+    """A value of an environment variable in the type of its key."""
+    kind = {"metrics": bool, "debug": bool, "agents_per_worker": int, "retries": int}.get(key, str)
+    if kind is bool:
+        if text.lower() not in ("1", "0", "true", "false", "yes", "no", "on", "off"):
+            raise ConfigError(f"{variable}: {text!r:.60} is neither true nor false", key=key, source=variable)
+        return text.lower() in ("1", "true", "yes", "on")
+    if kind is int:
+        if not text.strip().isascii() or not text.strip().isdigit():
+            raise ConfigError(f"{variable}: {text!r:.60} is not a whole number", key=key, source=variable)
+        return int(text)
+    return text
+
+
+def _agents(tables: object, path: Path) -> dict[str, AgentTable]:
+    if tables is None:
+        return {}
+    if not isinstance(tables, dict):
+        raise ConfigError(f"{path}: agents must be tables such as [agents.reviewer]", source=str(path))
+    return {
+        name: _convert(_table(table, AgentTable, path, f"[agents.{name}]"), AgentTable, path, f"[agents.{name}]")
+        for name, table in tables.items()
+    }
+
+
+def _table(table: object, struct: type[msgspec.Struct], path: Path, place: str) -> dict[str, Any]:
+    if not isinstance(table, dict):
+        raise ConfigError(f"{path}: {place} must be a table", source=str(path))
+    for key in table:
+        if key not in struct.__struct_fields__:
+            raise _unknown(key, struct.__struct_fields__, str(path), place)
+    return table
+
+
+def _unknown(key: str, known: tuple[str, ...], source: str, place: str, *, what: str = "key") -> ConfigError:
+    import difflib  # only errors pay for it
+
+    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(known)}"
+    return ConfigError(
+        f"{source}: unknown {what} {key!r} in {place}; {hint}",
+        key=key,
+        source=source,
+        nearest=nearest[0] if nearest else None,
+    )
+
+
+def _convert(table: dict[str, Any], struct: type[T], path: Path, place: str) -> T:
+    try:
+        return msgspec.convert(table, struct)
+    except msgspec.ValidationError as error:
+        # msgspec says "Expected `int`, got `str` - at `$.count`"; people want the key's name in front.
+        text, _, where = str(error).partition(" - at `$.")
+        key = where.rstrip("`")
+        raise ConfigError(
+            f"{path}: {place} {key}: {text[:1].lower()}{text[1:]}".replace("  ", " "), key=key, source=str(path)
+        ) from None
+
+
+def _check(config: FleetConfig) -> None:
+    """What types cannot say: ranges, exclusions, names."""
+    path, table = config.path, config.fleet
+    for key, least in (("agents_per_worker", 1), ("retries", 0)):
+        if getattr(table, key) < least:
+            raise ConfigError(f"{path}: [fleet] {key} must be at least {least}", key=key, source=str(path))
+    config.spec("")  # parses every duration
+    seen: dict[str, str] = {}
+    for name, agent in config.agents.items():
+        place = f"[agents.{name}]"
+        agent_id(name)
+        if agent.count < 1 or agent.slots < 1:
+            raise ConfigError(f"{path}: {place} count and slots must be at least 1", source=str(path))
+        if agent.command is not None and agent.handler is not None:
+            raise ConfigError(f"{path}: {place} has both a command and a handler; choose one", source=str(path))
+        for identity in _agent_spec(name, agent, path).agent_ids():
+            agent_id(identity)
+            if identity in seen:
+                raise InvalidNameError(
+                    f"{path}: the agent id {identity!r} comes from both [agents.{seen[identity]}] and {place}",
+                    name=identity,
+                )
+            seen[identity] = name
+    most = PROFILES[table.profile].agents_max
+    if len(seen) > most:
+        raise ConfigError(
+            f"{path}: {len(seen)} agents, and the profile {table.profile} admits {most}",
+            key="profile",
+            source=str(path),
+        )
+
+
+def _agent_spec(name: str, table: AgentTable, path: Path) -> AgentSpec:
+    command = table.command
+    if isinstance(command, str):
+        if not table.shell:
+            raise ConfigError(
+                f"{path}: [agents.{name}] command: write a list of words, or set shell = true for a line of shell",
+                key="command",
+            )
+        command = [command]
+    if command is not None and not command:
+        raise ConfigError(f"{path}: [agents.{name}] command is empty", key="command")
+    place = f"{path}: [agents.{name}]"
+    return AgentSpec(
+        name=name,
+        count=table.count,
+        command=None if command is None else tuple(command),
+        handler=table.handler,
+        shell=table.shell,
+        # Relative to the file, not to where `muster up` was typed: the same file must start the same fleet.
+        cwd=str((path.absolute().parent / (table.cwd or ".")).resolve()),
+        env=table.env,
+        restart=table.restart,
+        slots=table.slots,
+        timeout_s=None if table.timeout is None else parse_duration(table.timeout, f"{place} timeout"),
+        stop_signal=_signal_name(table.stop_signal, place),
+        kill_grace_s=parse_duration(table.kill_grace, f"{place} kill_grace"),
+    )
+
+
+def _signal_name(text: str, place: str) -> str:
+    import signal
+
+    name = text.upper().removeprefix("SIG")
+    if not hasattr(signal, f"SIG{name}"):
+        raise ConfigError(
+            f"{place} stop_signal: {text!r} is not the name of a signal such as TERM or INT", key="stop_signal"
+        )
+    return name
