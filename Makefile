@@ -1,0 +1,66 @@
+# The same verbs on every machine and in CI. `make help` lists them.
+#
+#   PYTHON=python3.12 make setup     another interpreter
+#   make test T=tests/unit           one part of the tests
+#   make soak SOAK_S=60              a shorter soak
+
+SHELL := /bin/sh
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+BENCH_READY := $(VENV)/.ready-bench
+T ?= tests
+SOAK_S ?= 600
+# Where the tools' caches live: one folder to delete.
+export RUFF_CACHE_DIR := build/cache/ruff
+export MYPY_CACHE_DIR := build/cache/mypy
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check bench soak docs clean lock
+
+help:  ## list the verbs
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
+
+setup: $(READY)  ## make .venv from the hashed locks (once; again when they change)
+
+$(READY): requirements/dev.txt pyproject.toml scripts/setup.sh
+	@sh scripts/setup.sh dev
+	@touch $(READY)
+
+$(BENCH_READY): requirements/bench.txt $(READY)
+	@sh scripts/setup.sh bench
+	@touch $(BENCH_READY)
+
+demo: $(READY)  ## 50 agents analyse Python's standard library; report in build/demo/report.json
+	@$(PY) examples/demo_stdlib.py
+
+test: $(READY)  ## run the tests (T=tests/unit for a part)
+	@$(PY) -m pytest $(T)
+
+check: $(READY)  ## lint, format, types, documentation, structure
+	@echo "check: ruff"
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@echo "check: mypy"
+	@$(PY) -m mypy
+	@echo "check: documentation"
+	@$(PY) scripts/build_docs.py
+	@echo "check: structure"
+	@$(PY) -m pytest --quiet tests/structure
+	@echo "check: all good"
+
+bench: $(BENCH_READY)  ## measure muster beside its peers, one table
+	@$(PY) -m benchmarks
+
+soak: $(READY)  ## run a fleet for SOAK_S seconds (600) and fit the slope of what it holds
+	@SOAK_S=$(SOAK_S) $(PY) -m benchmarks.soak
+
+docs: $(READY)  ## build the documentation into build/site
+	@$(PY) scripts/build_docs.py
+
+lock: $(READY)  ## write the hashed lock files anew from pyproject.toml
+	@sh scripts/lock.sh
+
+clean:  ## remove everything that make built, .venv too
+	@rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find src tests examples benchmarks scripts -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -1,0 +1,10 @@
+"""`python -m muster` is the same program as `muster`."""
+
+from __future__ import annotations
+
+import sys
+
+from muster.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main())
