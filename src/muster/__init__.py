@@ -1,0 +1,82 @@
+"""muster: a coordination runtime for fleets of agent processes.
+
+    async with muster.join("alice") as alice:
+        receipt = await alice.send("bob", {"n": 1}, type="greeting")
+
+Names are loaded when first used: importing muster costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from muster._version import __version__
+
+if TYPE_CHECKING:
+    from muster.agent.agent import Agent
+    from muster.bus.bus import Bus
+    from muster.bus.delivery import Delivery, Receipt
+    from muster.core.message import Message
+    from muster.errors import (
+        AskTimeoutError,
+        BodyEncodingError,
+        BodyTooLargeError,
+        BusClosedError,
+        BusError,
+        ForbiddenError,
+        IdentityBusyError,
+        InboxFullError,
+        InvalidNameError,
+        MusterError,
+        StoreFullError,
+        UnknownAgentError,
+    )
+    from muster.join import join
+
+_HOMES = {
+    "Agent": "muster.agent.agent",
+    "Bus": "muster.bus.bus",
+    "Delivery": "muster.bus.delivery",
+    "Receipt": "muster.bus.delivery",
+    "Message": "muster.core.message",
+    "join": "muster.join",
+    **dict.fromkeys(
+        (
+            "AskTimeoutError", "BodyEncodingError", "BodyTooLargeError", "BusClosedError", "BusError", "ForbiddenError",
+            "IdentityBusyError", "InboxFullError", "InvalidNameError", "MusterError", "StoreFullError", "UnknownAgentError",
+        ),
+        "muster.errors",
+    ),
+}  # fmt: skip
+
+__all__ = [
+    "Agent",
+    "AskTimeoutError",
+    "BodyEncodingError",
+    "BodyTooLargeError",
+    "Bus",
+    "BusClosedError",
+    "BusError",
+    "Delivery",
+    "ForbiddenError",
+    "IdentityBusyError",
+    "InboxFullError",
+    "InvalidNameError",
+    "Message",
+    "MusterError",
+    "Receipt",
+    "StoreFullError",
+    "UnknownAgentError",
+    "__version__",
+    "join",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'muster' has no attribute {name!r}")
+    import importlib
+
+    value = globals()[name] = getattr(importlib.import_module(home), name)
+    return value

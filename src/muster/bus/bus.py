@@ -1,0 +1,515 @@
+"""One identity on a fleet's bus: send, ask, publish, receive. The waiting is here; storing and reading are the transport's."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from muster.bus.delivery import Delivery, Receipt
+from muster.core import limits
+from muster.core.codec import Outgoing, encode_extras
+from muster.core.ids import explicit_id, new_id, show_id
+from muster.core.message import (
+    EXTRA_CAUSATION,
+    EXTRA_CORRELATION,
+    EXTRA_MESSAGE_ID,
+    EXTRA_REPLY_TO,
+    EXTRA_TRACEPARENT,
+    Message,
+    encode_body,
+)
+from muster.errors import AskTimeoutError, BusClosedError, BusError, ForbiddenError, InboxFullError, UnknownAgentError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+    from muster.bus.transport import BusStats, Inbound, Transport
+    from muster.security.keys import Keyring
+
+_FINAL = frozenset({"acked", "dead", "expired", "evicted", "damaged", "forged", "finalised"})
+#: Immediate receives in a row before other tasks of the loop get a turn.
+_TURN = 64
+#: A bus that does not consume has no bell: it looks again at this pace while it waits for an ack.
+_LOOK_AGAIN_S = 0.01
+_types: dict[str, bytes] = {}
+
+
+def _type_bytes(name: str) -> bytes:
+    raw = _types.get(name)
+    if raw is None:
+        raw = name.encode()
+        if not 0 < len(raw) <= limits.TYPE_BYTES_MAX or not name.isprintable():
+            raise UsageError(f"a message type is 1 to {limits.TYPE_BYTES_MAX} printable bytes, not {name!r:.100}")
+        if len(_types) < 1024:
+            _types[name] = raw
+    return raw
+
+
+class Bus:
+    """An identity's side of the bus. Make one with `muster.join` or `Bus.open`; use it in the loop that opened it."""
+
+    def __init__(self, transport: Transport, *, store: Path | None = None) -> None:
+        self.transport = transport
+        self.id = transport.agent
+        self.store = store
+        self.closed = False
+        self._in_hand: dict[int, Inbound] = {}
+        self._local: deque[Inbound] = deque()  # given back, or control messages met while pumping replies
+        self._asks: dict[str, asyncio.Future[Message]] = {}
+        self._receivers: list[asyncio.Future[None]] = []
+        self._ack_waiters: list[asyncio.Future[None]] = []
+        self._awaited: dict[tuple[str, bool], list[int]] = {}
+        self._timers: set[asyncio.TimerHandle] = set()
+        self._tick_handle: asyncio.TimerHandle | None = None
+        self._in_row = 0
+        self._wakers: list[Callable[[], None]] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        with contextlib.suppress(RuntimeError):  # without a running loop only the synchronous calls work
+            self._loop = asyncio.get_running_loop()
+        if self._loop is not None and transport.fileno() >= 0:
+            self._loop.add_reader(transport.fileno(), self._on_bell)
+            self._later(limits.SWEEP_S * random.uniform(0.75, 1.25), self._sweep)  # noqa: S311 -- jitter
+
+    @classmethod
+    async def open(
+        cls, store: Path, agent: str, keyring: Keyring, *, consume: bool = True, send: bool = True, wait_s: float = 0.0
+    ) -> Bus:
+        """Take the identity `agent` of the fleet at `store`.
+
+        Raises:
+            UnknownAgentError: It is not on the roster.
+            IdentityBusyError: A living process holds it, and did not let go within `wait_s`.
+        """
+        from muster.bus.transports.lanes.transport import LanesTransport
+
+        deadline = time.monotonic() + wait_s
+        while True:
+            try:
+                return cls(LanesTransport(store, agent, keyring, consume=consume, send=send), store=store)
+            except BusError as error:
+                if error.code != "bus.identity_busy" or time.monotonic() >= deadline:
+                    raise
+            await asyncio.sleep(_LOOK_AGAIN_S)
+
+    @property
+    def stats(self) -> BusStats:
+        return self.transport.stats
+
+    # ------------------------------------------------------------------ sending
+
+    def post(  # noqa: PLR0913 -- the envelope's fields, keyword-only
+        self,
+        to: str,
+        body: object = None,
+        *,
+        type: str = "message",  # noqa: A002 -- the envelope's own word
+        priority: str = "normal",
+        message_id: str | None = None,
+        expires_in_s: float | None = None,
+        correlation_id: str | None = None,
+        causation_id: str | None = None,
+        reply_to: str | None = None,
+        traceparent: str | None = None,
+        hops: int = 0,
+    ) -> Receipt:
+        """Store one message for `to` and return at once; see `send` for promises and errors. The hot path."""
+        if self.closed:
+            raise BusClosedError("this bus is closed")
+        raw, content = encode_body(body)
+        created = time.time_ns()
+        out = Outgoing(new_id(), _type_bytes(type), raw, content, created)
+        extras: dict[int, str] = {}
+        if message_id is not None:
+            out.message_id, out.explicit = explicit_id(message_id), True
+            extras[EXTRA_MESSAGE_ID] = message_id
+        if expires_in_s is not None:
+            out.expires_ns = created + int(expires_in_s * 1e9)
+        if priority != "normal":
+            if priority != "control":
+                raise UsageError(f"priority is 'normal' or 'control', not {priority!r}")
+            out.control = True
+        if hops:
+            if hops > limits.HOPS_MAX:
+                self.stats.hops_refused += 1
+                raise ForbiddenError(f"this chain of messages has {hops} hops, more than {limits.HOPS_MAX}: it looks like an echo storm")
+            out.hops = hops
+        for tag, text in (
+            (EXTRA_CORRELATION, correlation_id), (EXTRA_CAUSATION, causation_id),
+            (EXTRA_REPLY_TO, reply_to), (EXTRA_TRACEPARENT, traceparent),
+        ):  # fmt: skip
+            if text is not None:
+                extras[tag] = text
+        if extras:
+            out.extras = encode_extras(extras)
+        try:
+            seq = self.transport.put(to, out)
+        except InboxFullError:
+            self.stats.refused_full += 1
+            raise
+        if self._tick_handle is None and self._loop is not None:
+            self._tick_handle = self._loop.call_later(limits.RERING_S, self._tick)
+        return Receipt(self, to, seq, out.message_id, control=out.control)
+
+    def post_struct(self, to: str, struct: Any, *, priority: str = "normal", message_id: str | None = None) -> Receipt:
+        """`post` of one of muster's own messages (`core.protocol`); its type is found from its class."""
+        from muster.core.protocol import TYPE_OF
+
+        return self.post(to, struct, type=TYPE_OF[struct.__class__], priority=priority, message_id=message_id)
+
+    async def send(self, to: str, body: object = None, *, wait_s: float | None = None, **envelope: Any) -> Receipt:
+        """Put one message in another agent's inbox.
+
+        When this returns the message survives the death of any process; it survives a reboot only if the transport's capabilities
+        say `durable`. Stored is not handled: the recipient may see a message twice and should key on its id. Messages of one class from
+        one sender to one recipient keep their order.
+
+        Args:
+            to: An agent of the roster.
+            body: bytes as they are; anything else as msgpack, at most `limits.BODY_BYTES_MAX` bytes.
+            wait_s: Wait up to this long for room in a full inbox instead of raising at once.
+            envelope: type, priority ("normal" or "control"), message_id (sent again within the window it adds no second copy),
+                expires_in_s, correlation_id, causation_id, traceparent.
+
+        Raises:
+            UnknownAgentError, InvalidNameError, BodyTooLargeError, BodyEncodingError, ForbiddenError: Nothing was written; retrying
+                cannot help.
+            InboxFullError, StoreFullError: Nothing was written; wait `retry_after_s`.
+            BusClosedError: `close` was called first.
+        """
+        deadline = time.monotonic() + (wait_s or 0.0)
+        while True:
+            try:
+                return self.post(to, body, **envelope)
+            except InboxFullError as error:
+                remaining = deadline - time.monotonic()
+                if remaining <= 0:
+                    raise
+                await self._next_ack(min(remaining, error.retry_after_s or limits.INBOX_FULL_RETRY_S))
+
+    async def ask(self, to: str, body: object = None, *, type: str = "ask", timeout_s: float = 30.0, **envelope: Any) -> Message:  # noqa: A002
+        """Send a request and wait for the reply that names it.
+
+        Raises:
+            AskTimeoutError: No reply within `timeout_s`; the request was stored and may still be handled; a late reply is counted and dropped.
+            Else as `send`.
+        """
+        if self._loop is None or self.transport.fileno() < 0:
+            raise UsageError("ask needs a bus that consumes its inbox, in a running loop")
+        deadline = time.monotonic() + timeout_s
+        receipt = await self.send(to, body, type=type, wait_s=timeout_s, reply_to=self.id, **envelope)
+        asked = envelope.get("message_id") or receipt.id
+        future: asyncio.Future[Message] = self._loop.create_future()
+        self._asks[asked] = future
+        try:
+            self._pump_replies()
+            return await asyncio.wait_for(future, max(0.0, deadline - time.monotonic()))
+        except TimeoutError:
+            raise AskTimeoutError(f"{to} did not reply within {timeout_s:g} s", recipient=to) from None
+        finally:
+            self._asks.pop(asked, None)
+
+    async def publish(self, group: str, body: object = None, **envelope: Any) -> list[Receipt]:
+        """Send to every agent of a group but oneself: "@all", "@workers", or "@KIND" of the fleet's spec.
+
+        Not atomic: an error for one recipient is raised after the others got theirs; its `facts["failed"]` lists who did not.
+
+        Raises:
+            UnknownAgentError: No such group; nothing was written.
+        """
+        receipts, failed, first_error = [], [], None
+        for agent in self.members(group):
+            try:
+                receipts.append(await self.send(agent, body, **envelope))
+            except BusError as error:
+                failed.append(agent)
+                first_error = first_error or error
+        if first_error is not None:
+            first_error.facts["failed"] = ",".join(failed)
+            raise first_error
+        return receipts
+
+    def members(self, group: str) -> list[str]:
+        """The agents of a group, without this one. Raises UnknownAgentError."""
+        from muster.core import spec as specs
+        from muster.core.names import COORDINATOR, OPERATOR, group_name
+
+        if not group.startswith("@"):
+            raise UnknownAgentError(f"a group begins with '@', as in '@workers'; {group!r} does not", agent=group)
+        name, everybody = group_name(group), self.transport.roster()
+        chosen: list[str] = []
+        if name == "all":
+            chosen = everybody
+        elif self.store is not None and (self.store / "spec.json").exists():
+            from muster.bus.store import read_spec
+
+            spec = read_spec(self.store)
+            kinds = [kind for kind in spec.agents if name in ("workers", kind.name)]
+            chosen = [agent for kind in kinds for agent in kind.agent_ids()] if kinds else []
+            chosen = specs.roster(spec) if name == "workers" else chosen
+        elif name == "workers":
+            chosen = [agent for agent in everybody if agent not in (COORDINATOR, OPERATOR)]
+        if not chosen:
+            raise UnknownAgentError(f"there is no group {group!r} in this fleet", agent=group)
+        return [agent for agent in chosen if agent != self.id]
+
+    def _reply(self, request: Message, body: object, type_: str) -> Receipt:
+        return self.post(
+            request.extras.get(EXTRA_REPLY_TO) or request.sender, body, type=type_, priority="control",
+            correlation_id=request.id, causation_id=request.id, hops=request.hops + 1,
+        )  # fmt: skip
+
+    # ------------------------------------------------------------------ receiving
+
+    def receive_nowait(self) -> Delivery | None:
+        """The next delivery if there is one now. Replies to asks are handed to whoever asked, not returned here."""
+        while True:
+            if self._local:
+                inbound: Inbound | None = self._local.popleft()
+            else:
+                inbound = self.transport.take()
+            if inbound is None:
+                # Without a turn of the loop nobody has looked at the bell yet.
+                if self.transport.fileno() < 0 or not self._hear():
+                    return None
+                continue
+            if self._take_reply(inbound):
+                continue
+            self._in_hand[id(inbound)] = inbound
+            return Delivery(self, inbound)
+
+    async def receive(self, *, timeout_s: float | None = None) -> Delivery | None:
+        """The next delivery, waiting for it; None when `timeout_s` has passed. Raises BusClosedError once the bus is closed."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            if self.closed:
+                raise BusClosedError("this bus is closed")
+            delivery = self.receive_nowait()
+            if delivery is not None:
+                self._in_row += 1
+                if self._in_row >= _TURN:
+                    self._in_row = 0
+                    try:
+                        await asyncio.sleep(0)
+                    except asyncio.CancelledError:
+                        delivery.release()
+                        raise
+                return delivery
+            self._in_row = 0
+            if self._loop is None or self.transport.fileno() < 0:
+                raise UsageError("receive needs a bus that consumes its inbox, in a running loop")
+            remaining = None if deadline is None else deadline - time.monotonic()
+            if remaining is not None and remaining <= 0:
+                return None
+            await self._wait(self._receivers, remaining)
+
+    async def inbox(self) -> AsyncIterator[Delivery]:
+        """Deliveries as they come, until the bus is closed."""
+        while True:
+            try:
+                delivery = await self.receive()
+            except BusClosedError:
+                return
+            if delivery is not None:
+                yield delivery
+
+    def drain_sender(self, sender: str) -> list[Delivery]:
+        """Everything `sender` has stored for this identity and that was not taken yet; final once the sender is proven dead."""
+        deliveries = []
+        for inbound in self.transport.take_all_from(sender):
+            if not self._take_reply(inbound):
+                self._in_hand[id(inbound)] = inbound
+                deliveries.append(Delivery(self, inbound))
+        return deliveries
+
+    def on_wake(self, call: Callable[[], None]) -> None:
+        """Call `call` in the loop whenever the bell rang: for loops that take with `receive_nowait` instead of awaiting `receive`."""
+        self._wakers.append(call)
+
+    def _take_reply(self, inbound: Inbound) -> bool:
+        """Hand a reply to its asker. True if it was one (late ones are counted and dropped)."""
+        extras = inbound.message.extras
+        if not inbound.message.control or EXTRA_CORRELATION not in extras or EXTRA_REPLY_TO in extras:
+            return False
+        future = self._asks.get(extras[EXTRA_CORRELATION])
+        if future is None or future.done():
+            self.stats.late_replies += 1
+        else:
+            future.set_result(inbound.message)
+        self.transport.ack(inbound)
+        return True
+
+    def _pump_replies(self) -> None:
+        while (inbound := self.transport.take(control_only=True)) is not None:
+            if not self._take_reply(inbound):
+                self._local.append(inbound)
+
+    # ------------------------------------------------------------------ finishing deliveries
+
+    def _ack(self, inbound: Inbound) -> None:
+        self.stats.acked += 1
+        self.transport.ack(inbound)
+        if self._receivers and self.transport.is_ready:  # the window or a suspect had held lanes back
+            self._wake(self._receivers)
+
+    def _nack(self, inbound: Inbound, reason: str, delay_s: float) -> None:
+        self.stats.nacked += 1
+        if inbound.attempt >= self.transport.attempts_max:
+            self._kill(inbound, reason or f"given back {inbound.attempt} times")
+            return
+        self._later(delay_s, lambda: self._deliver_again(inbound)) if delay_s > 0 else self._deliver_again(inbound)
+
+    def _deliver_again(self, inbound: Inbound) -> None:
+        self.transport.again(inbound)
+        self._local.append(inbound)
+        self._wake(self._receivers)
+
+    def _release(self, inbound: Inbound) -> None:
+        self.transport.uncount(inbound)
+        if not self.closed:
+            self.transport.again(inbound)
+            self._local.appendleft(inbound)
+            self._wake(self._receivers)
+
+    def _kill(self, inbound: Inbound, reason: str) -> None:
+        self.transport.kill(inbound, reason)
+        self._wake(self._receivers)
+
+    # ------------------------------------------------------------------ waking
+
+    def _hear(self) -> bool:
+        """Drain the bell; wake those who wait for acks."""
+        if self.transport.on_bell():
+            self._wake(self._ack_waiters)
+        return self.transport.is_ready
+
+    def _on_bell(self) -> None:
+        self._hear()
+        if self._asks and not self._receivers:
+            self._pump_replies()
+        if self._receivers:
+            self._wake(self._receivers)
+        for call in self._wakers:
+            call()
+
+    @staticmethod
+    def _wake(waiters: list[asyncio.Future[None]]) -> None:
+        for future in waiters:
+            if not future.done():
+                future.set_result(None)
+        waiters.clear()
+
+    async def _wait(self, waiters: list[asyncio.Future[None]], timeout_s: float | None) -> None:
+        assert self._loop is not None
+        future: asyncio.Future[None] = self._loop.create_future()
+        waiters.append(future)
+        handle = None if timeout_s is None else self._loop.call_later(timeout_s, lambda: future.done() or future.set_result(None))
+        try:
+            await future
+        finally:
+            if handle is not None:
+                handle.cancel()
+            if future in waiters:
+                waiters.remove(future)
+
+    async def _next_ack(self, timeout_s: float) -> None:
+        """Until some ack bell rings, or `timeout_s`; without a bell, a short look-again pause."""
+        if self.transport.fileno() < 0:
+            await asyncio.sleep(min(timeout_s, _LOOK_AGAIN_S))
+        else:
+            await self._wait(self._ack_waiters, timeout_s)
+
+    async def _wait_finalised(self, receipt: Receipt, timeout_s: float | None) -> None:
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        key = (receipt.recipient, receipt.control)
+        waiting = self._awaited.setdefault(key, [])
+        waiting.append(receipt.seq)
+        try:
+            while (state := receipt.state) not in _FINAL:
+                # The lowest awaited number stands in `want`; after it is finalised the others set theirs. Then look once more.
+                self.transport.want(receipt.recipient, control=receipt.control, seq=min(waiting))
+                if (state := receipt.state) in _FINAL:
+                    break
+                remaining = None if deadline is None else deadline - time.monotonic()
+                if remaining is not None and remaining <= 0:
+                    raise AskTimeoutError(f"{receipt.recipient} did not ack within {timeout_s:g} s", recipient=receipt.recipient)
+                await self._next_ack(limits.RERING_S if remaining is None else min(remaining, limits.RERING_S))
+        finally:
+            waiting.remove(receipt.seq)
+            if not waiting:
+                self._awaited.pop(key, None)
+            else:
+                self._wake(self._ack_waiters)
+        if state not in ("acked", "finalised"):
+            raise BusError(f"message {receipt.seq} to {receipt.recipient} ended as {state}", state=state)
+
+    def _later(self, delay_s: float, call: Callable[[], object]) -> None:
+        if self._loop is None:
+            call()
+            return
+
+        def fire() -> None:
+            self._timers.discard(handle)
+            call()
+
+        handle = self._loop.call_later(delay_s, fire)
+        self._timers.add(handle)
+
+    def _tick(self) -> None:
+        """While something we sent is untaken or a sealed segment waits to be freed: ring again, reclaim. Else no timer runs."""
+        self._tick_handle = None
+        if not self.closed and self.transport.ring_again() and self._loop is not None:
+            self._tick_handle = self._loop.call_later(limits.RERING_S, self._tick)
+
+    def _sweep(self) -> None:
+        if self.closed:
+            return
+        self.transport.scan()
+        if self.transport.is_ready:
+            self._wake(self._receivers)
+            for call in self._wakers:
+                call()
+        self._later(limits.SWEEP_S * random.uniform(0.75, 1.25), self._sweep)  # noqa: S311 -- jitter
+
+    # ------------------------------------------------------------------ looking, closing
+
+    def roster(self) -> list[str]:
+        """Every agent of the fleet, by name."""
+        return self.transport.roster()
+
+    def depth(self, agent: str | None = None) -> int:
+        """Messages stored for `agent` (default: this one) and not finalised."""
+        return self.transport.depth(agent or self.id)
+
+    async def close(self) -> None:
+        """Let go of the identity. What is in hand is given back, counts no attempt, and goes to whoever joins next. Safe twice."""
+        if self.closed:
+            return
+        self.closed = True
+        for inbound in (*self._in_hand.values(), *self._local):
+            self.transport.uncount(inbound)
+        self._in_hand.clear()
+        self._local.clear()
+        if self._loop is not None and self.transport.fileno() >= 0:
+            self._loop.remove_reader(self.transport.fileno())
+        for handle in (*self._timers, *([self._tick_handle] if self._tick_handle else [])):
+            handle.cancel()
+        for future in self._asks.values():
+            if not future.done():
+                future.set_exception(BusClosedError("this bus was closed while it waited for a reply"))
+        self._wake(self._receivers)
+        self._wake(self._ack_waiters)
+        self.transport.close()
+
+    async def __aenter__(self) -> Bus:
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        await self.close()
+
+
+__all__ = ["Bus", "Delivery", "Message", "Receipt", "show_id"]

@@ -1,0 +1,95 @@
+"""A fleet's store as a whole: make it, open it, see what is unread in it, remove it. Where stores live is `muster.fleet.places`' business."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from muster.bus.transports.lanes import inspect, layout
+from muster.bus.transports.lanes.deadletters import list_letters
+from muster.bus.transports.lanes.layout import add_agent, has_agent, roster
+from muster.errors import FleetNotRunningError, StoreVersionError
+from muster.security.keys import create_master, load_master, master_path
+from muster.security.permissions import check_private, make_private_dir, read_private, write_private
+
+if TYPE_CHECKING:
+    from muster.core.spec import FleetSpec
+
+__all__ = ["add_agent", "create_store", "has_agent", "open_store", "read_spec", "remove_store", "roster", "unread", "write_spec"]
+
+
+def create_store(store: Path) -> Path:
+    """Make the directories and the master key of a store (0700 and 0600 whatever the umask). Idempotent; the parent must exist.
+
+    Raises:
+        UnsafePermissionsError: Something is there that is a link, somebody else's or open to others; it was not used.
+    """
+    for directory in (store, store / "keys", store / "agents", store / "sockets"):
+        make_private_dir(directory)
+    if not master_path(store).exists():
+        with contextlib.suppress(FileExistsError):  # another process made it just now: that one counts
+            create_master(store)
+    return store
+
+
+def open_store(store: Path) -> Path:
+    """Verify an existing store's owner, mode and key.
+
+    Raises:
+        FleetNotRunningError: There is no store.
+        UnsafePermissionsError: It is not safely ours.
+    """
+    try:
+        check_private(store, os.lstat(store), directory=True)
+        load_master(store)
+    except (FileNotFoundError, NotADirectoryError):
+        raise FleetNotRunningError(f"there is no fleet at {store}", store=str(store)) from None
+    return store
+
+
+def write_spec(store: Path, spec: FleetSpec) -> None:
+    """Store the spec, replacing an earlier life's."""
+    import msgspec
+
+    path = store / "spec.json"
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+    write_private(path, msgspec.json.encode(spec))
+
+
+def read_spec(store: Path) -> FleetSpec:
+    """The fleet's spec. Raises FleetNotRunningError (none there), StoreVersionError (not readable by this version)."""
+    import msgspec
+
+    from muster.core.spec import FleetSpec
+
+    try:
+        raw = read_private(store / "spec.json")
+    except FileNotFoundError:
+        raise FleetNotRunningError(f"there is no fleet at {store}", store=str(store)) from None
+    try:
+        return msgspec.json.decode(raw, type=FleetSpec)
+    except msgspec.ValidationError as error:
+        raise StoreVersionError(f"the fleet at {store} was written by another version: {error}") from None
+
+
+def unread(store: Path) -> int:
+    """How many messages of users are stored and not finalised, dead letters included; muster's own messages do not count."""
+    from muster.core.protocol import TYPES
+
+    count = 0
+    for agent in roster(store):
+        count += sum(letter.get("type") not in TYPES for letter in list_letters(f"{layout.agent_dir(store, agent)}/inbox"))
+        for view in inspect.lanes_to(store, agent):
+            if view.depth:
+                count += sum(kind not in TYPES and kind != "reply" for kind in inspect.unfinalised_types(store, view))
+    return count
+
+
+def remove_store(store: Path) -> None:
+    """Remove a store with everything in it. The caller holds its spawner lock and has looked at `unread`."""
+    check_private(store, os.lstat(store), directory=True)
+    shutil.rmtree(store)

@@ -1,0 +1,223 @@
+"""Cursors: what a recipient took and finalised of one lane (rule C of docs/lane-format.md).
+
+Each update is one store of one word; nothing ever needs clearing because slots carry their number, and the window is enforced: a number
+that would overwrite a live slot cannot be taken.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Final
+
+from muster.bus.transports.lanes.words import PAGE, Page, allocate, lane_id_of, page_header, value_of, word
+from muster.core import limits
+from muster.security.permissions import open_private
+
+MAGIC: Final = b"MUSTCUR1"
+TAKEN, ACKED_BASE, CREDIT = 4, 5, 6
+ACKED_RING, ATTEMPTS_RING = 16, 256
+WINDOW: Final = limits.WINDOW
+
+DONE, DEAD, EVICTED, EXPIRED, DAMAGED, FORGED = 1, 2, 3, 4, 5, 6
+VERDICTS: Final = {DONE: "acked", DEAD: "dead", EVICTED: "evicted", EXPIRED: "expired", DAMAGED: "damaged", FORGED: "forged"}
+
+
+class Cursor:
+    """The recipient's own, mapped for writing. Only the holder of `inbox.lock` makes one."""
+
+    def __init__(self, path: str, lane_id: bytes, page: Page) -> None:
+        self.path = path
+        self.lane_id = lane_id
+        self._page = page
+        self._words = page.words
+        self.taken = self._own(TAKEN)
+        self.acked_base = self._own(ACKED_BASE)
+        #: Highest number taken before this process came; up to it, what is not finalised was in flight when a process ended.
+        self.taken_before = self.taken
+        # A crash may have come between a slot and the base that follows from it.
+        self._advance()
+
+    def _own(self, index: int) -> int:
+        value = value_of(self._words[index])
+        return 0 if value is None else value  # our own word is never torn; 0 is safe: slots decide what is finalised
+
+    def is_finalised(self, seq: int) -> bool:
+        """A slot of `seq` or a later number means `seq` is finalised."""
+        if seq <= self.acked_base:
+            return True
+        value = value_of(self._words[ACKED_RING + seq % WINDOW])
+        return value is not None and value >> 8 >= seq
+
+    def count_attempt(self, seq: int) -> int:
+        """Move the attempts counter *before* the delivery is handed out, so that a message that kills its reader is counted."""
+        index = ATTEMPTS_RING + seq % WINDOW
+        slot = self._words[index]
+        attempts = min((slot & 0xFF) + 1, 0xFF) if slot >> 8 == seq else 1
+        self._words[index] = (seq << 8) | attempts
+        return attempts
+
+    def uncount_attempt(self, seq: int) -> None:
+        """A clean release does not count."""
+        index = ATTEMPTS_RING + seq % WINDOW
+        slot = self._words[index]
+        if slot >> 8 == seq and slot & 0xFF:
+            self._words[index] = slot - 1
+
+    def attempts(self, seq: int) -> int:
+        slot = self._words[ATTEMPTS_RING + seq % WINDOW]
+        return slot & 0xFF if slot >> 8 == seq else 0
+
+    def can_take(self, seq: int) -> bool:
+        return seq <= self.acked_base + WINDOW
+
+    def take(self, seq: int) -> None:
+        """Publish `taken`; it never goes back."""
+        if seq > self.taken:
+            self.taken = seq
+            self._words[TAKEN] = word(seq)
+
+    def finalise(self, seq: int, verdict: int) -> bool:
+        """Store the verdict: the instant at which `seq` is finalised. False if it already was. Advances `acked_base` and credit."""
+        if self.is_finalised(seq):
+            return False
+        self._words[ACKED_RING + seq % WINDOW] = word((seq << 8) | verdict)
+        self._advance()
+        return True
+
+    def _advance(self) -> None:
+        base = self.acked_base
+        while True:
+            value = value_of(self._words[ACKED_RING + (base + 1) % WINDOW])
+            if value is None or value >> 8 != base + 1:
+                break
+            base += 1
+        if base != self.acked_base:
+            self.acked_base = base
+            self._words[ACKED_BASE] = word(base)
+            self._words[CREDIT] = word(base + limits.LANE_CREDIT)
+
+    def close(self) -> None:
+        self._page.close()
+
+
+class CursorShelf:
+    """An inbox's cursors, with spares allocated ahead so that new lanes can be drained when the store is full."""
+
+    def __init__(self, inbox: str) -> None:
+        self._inbox = inbox
+        self._next_spare = 0
+        for name in os.listdir(inbox):
+            if name.startswith("tmp-"):
+                os.unlink(f"{inbox}/{name}")
+        self.restock()
+
+    def restock(self) -> bool:
+        """Fill up to `limits.SPARE_CURSORS` spares; False if the store has no room (what is there stays usable)."""
+        spares = [name for name in os.listdir(self._inbox) if name.startswith("spare-")]
+        numbers = [int(name[6:]) for name in spares if name[6:].isdigit()]
+        self._next_spare = max([self._next_spare, *[n + 1 for n in numbers]])
+        try:
+            for _ in range(limits.SPARE_CURSORS - len(spares)):
+                os.close(allocate(f"{self._inbox}/spare-{self._next_spare}", PAGE, b""))
+                self._next_spare += 1
+        except OSError:
+            return False
+        return True
+
+    def open(self, lane: str, lane_id: bytes) -> Cursor:
+        """The cursor of `lane`, bound to `lane_id`: the existing one, or a new file that replaces it by rename (never a reset in place).
+
+        Raises:
+            OSError: No spare is left and none can be allocated; the lane stays unread, nothing is lost.
+        """
+        path = f"{self._inbox}/{lane}.cursor"
+        with contextlib.suppress(FileNotFoundError):
+            page = Page(path)
+            if lane_id_of(bytes(page.words[:4]), MAGIC) == lane_id:
+                return Cursor(path, lane_id, page)
+            page.close()
+        spares = sorted(name for name in os.listdir(self._inbox) if name.startswith("spare-"))
+        if not spares:
+            self.restock()
+            spares = sorted(name for name in os.listdir(self._inbox) if name.startswith("spare-"))
+        if not spares:
+            raise OSError(28, "no spare cursor is left in a full store")
+        spare = f"{self._inbox}/{spares[0]}"
+        fd = open_private(spare, os.O_RDWR)
+        try:
+            os.pwrite(fd, bytes(PAGE), 0)
+            os.pwrite(fd, page_header(MAGIC, lane_id), 0)
+            for index, value in ((TAKEN, 0), (ACKED_BASE, 0), (CREDIT, limits.LANE_CREDIT)):
+                os.pwrite(fd, word(value).to_bytes(8, "little"), index * 8)
+        finally:
+            os.close(fd)
+        os.rename(spare, path)
+        self.restock()
+        return Cursor(path, lane_id, Page(path))
+
+
+class PeerCursor:
+    """The sender's view of its recipient's cursor: read with `pread`, every word checked."""
+
+    def __init__(self, path: str, lane_id: bytes) -> None:
+        self._path = path
+        self._lane_id = lane_id
+        self._fd = -1
+        self.taken = 0
+        self.acked_base = 0
+        self.credit = limits.LANE_CREDIT
+
+    def refresh(self) -> bool:
+        """Read taken, acked_base and credit. False if there is no cursor of this lane id (then the recipient has not looked yet).
+
+        A word whose check does not hold is being stored right now; the older value stands, which is always safe.
+        """
+        if self._fd < 0 and not self._open():
+            return False
+        data = os.pread(self._fd, 24, TAKEN * 8)
+        taken, base, credit = (value_of(int.from_bytes(data[at : at + 8], "little")) for at in (0, 8, 16))
+        if taken is not None:
+            self.taken = taken
+        if base is not None:
+            self.acked_base = base
+        if credit is not None:
+            self.credit = credit
+        return True
+
+    def _open(self) -> bool:
+        try:
+            fd = open_private(self._path, os.O_RDONLY)
+        except FileNotFoundError:
+            return False
+        if lane_id_of(os.pread(fd, 32, 0), MAGIC) != self._lane_id:
+            os.close(fd)
+            return False
+        self._fd = fd
+        return True
+
+    def reopen_if_gone(self) -> None:
+        """Forget a cursor that was unlinked: its words will never change again."""
+        if self._fd >= 0 and os.fstat(self._fd).st_nlink == 0:
+            self.close()
+
+    def verdict(self, seq: int) -> int | None:
+        """The verdict of `seq`: a code, 0 for "finalised, verdict no longer known", None while it is not finalised."""
+        if self._fd < 0 and not self._open():
+            return None
+        value = value_of(int.from_bytes(os.pread(self._fd, 8, (ACKED_RING + seq % WINDOW) * 8), "little"))
+        if value is not None and value >> 8 == seq:
+            return value & 0xFF
+        return 0 if seq <= self.acked_base or (value is not None and value >> 8 > seq) else None
+
+    def confirmed_base(self) -> int:
+        """`acked_base` read twice with the same result, as is due before anything is destroyed; 0 if it is moving."""
+        if not self.refresh():
+            return 0
+        first = self.acked_base
+        return first if self.refresh() and self.acked_base == first else 0
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1

@@ -1,0 +1,271 @@
+"""One lane as its recipient sees it: read, verify, take, finalise (rules C and R of docs/lane-format.md).
+
+A reader trusts nothing: it never maps a peer's file, a failed check is read again before it counts as damage, and nothing is parsed
+before its tag was verified.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import zlib
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from muster.bus.transports.lanes import cursor as cursors
+from muster.bus.transports.lanes import layout, outlane
+from muster.bus.transports.lanes.segment import DATA, HEADER_BYTES, SEAL, commit_word, list_segments, padded, parse_header, segment_name
+from muster.bus.transports.lanes.words import barrier, lane_id_of, value_of
+from muster.core.codec import CONTENT_BYTES_MAX, LANE_ID_AT, SEQ_AT, FrameError, decode_frame
+from muster.security.permissions import open_private
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from muster.core.message import Message
+
+CHUNK_FIRST: Final = 4 << 10
+CHUNK_MORE: Final = 64 << 10
+#: Identical bytes in this many reads, spread over at least a millisecond, are damage; anything less is a write in progress.
+READS_BEFORE_DAMAGE: Final = 3
+_READ_AGAIN_S: Final = 0.0006
+
+
+class Damaged(Exception):
+    """Bytes that stay wrong. `resume_at` is the next whole frame's (offset, number), or None if there is none in this segment."""
+
+    def __init__(self, reason: str, *, forged_end: int | None = None, content: bytes = b"") -> None:
+        super().__init__(reason)
+        self.forged_end = forged_end  # where the next frame stands if only the tag is wrong
+        self.content = content
+
+
+class InLane:
+    """Reads one lane in order. `take` semantics are the transport's; this class finds the next whole frame and remembers where it is."""
+
+    def __init__(self, store: Path, me: str, sender: str, *, control: bool, key: bytes, shelf: cursors.CursorShelf) -> None:
+        self.sender = sender
+        self.control = control
+        self.name = layout.lane_name(sender, control=control)
+        self.directory = f"{layout.agent_dir(store, sender)}/outbox/{layout.lane_name(me, control=control)}"
+        self.sender_bell = f"{layout.agent_dir(store, sender)}/bell"
+        self._names = (sender, me)
+        self._key = key
+        self._shelf = shelf
+        self.cursor: cursors.Cursor | None = None
+        self.next_seq = 1
+        self.blocked = False  # the window is full: an ack makes the lane ready again
+        self.segment_ends: deque[int] = deque()  # last numbers of sealed segments read past; acking one is news for the sender
+        self.wanted = 0
+        self._lane_id = b""
+        self._crc = 0
+        self._fd = -1
+        self._page_fd = -1
+        self._at = 0
+        self._buffer = b""
+        self._buffer_at = 0
+
+    # ------------------------------------------------------------------ opening
+
+    def open(self) -> bool:
+        """Find the lane and our cursor of it. False while there is nothing to read yet. Raises OSError if no cursor can be had."""
+        try:
+            page_fd = open_private(f"{self.directory}/lane", os.O_RDONLY)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        lane_id = lane_id_of(os.pread(page_fd, 32, 0), outlane.MAGIC)
+        if lane_id is None:
+            os.close(page_fd)
+            return False
+        self.close()
+        self._page_fd = page_fd
+        self._lane_id, self._crc = lane_id, zlib.crc32(lane_id)
+        self.cursor = self._shelf.open(self.name, lane_id)
+        self.next_seq = self.cursor.acked_base + 1
+        return True
+
+    def reopen_if_replaced(self) -> None:
+        """At a silent tail: an unlinked page or a foreign lane id means that the sender began anew."""
+        if self._page_fd >= 0 and os.fstat(self._page_fd).st_nlink == 0:
+            self.close()
+
+    def _open_segment(self) -> bool:
+        """Open the segment that holds `next_seq` and walk to it. False if it is not there (yet)."""
+        firsts = self._segments_up_to_next()
+        if not firsts or not self._attach(firsts[-1]):
+            return False
+        # Walk to next_seq by commit words. They were committed long ago; a check that fails is handled by the reading loop later.
+        seq = firsts[-1]
+        while seq < self.next_seq:
+            stored = int.from_bytes(os.pread(self._fd, 8, self._at), "little")
+            length, kind = stored & 0xFFFFFFFF, (stored >> 32) & 0xFF
+            if kind != DATA or stored != commit_word(self._crc, seq, length, kind):
+                found = self._search(seq)
+                if found is None:
+                    return True
+                self._at, seq = found
+                self.next_seq = max(self.next_seq, seq)
+                continue
+            self._at += 8 + padded(length)
+            seq += 1
+        return True
+
+    def _segments_up_to_next(self) -> list[int]:
+        """Segments that may hold `next_seq`. Raises Damaged if only later ones exist, in several listings (one may miss a rename)."""
+        for _ in range(READS_BEFORE_DAMAGE):
+            present = list_segments(self.directory)
+            firsts = [first for first in present if first <= self.next_seq]
+            if firsts or not present:
+                return firsts
+            time.sleep(_READ_AGAIN_S)
+        raise Damaged("the segment of the next message is missing")
+
+    def _attach(self, first: int) -> bool:
+        try:
+            fd = open_private(f"{self.directory}/{segment_name(first)}", os.O_RDONLY)
+        except FileNotFoundError:
+            return False
+        parsed = parse_header(os.pread(fd, HEADER_BYTES, 0))
+        if parsed is None or parsed[0] != self._lane_id or parsed[1] != first:
+            os.close(fd)
+            return False
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd, self._at = fd, HEADER_BYTES
+        self._buffer, self._buffer_at = b"", HEADER_BYTES
+        return True
+
+    # ------------------------------------------------------------------ reading
+
+    def read(self) -> Message | None:
+        """The frame `next_seq`, verified, or None at a silent tail. The caller has published `taken` before it believes the None.
+
+        Raises:
+            Damaged: The bytes stay wrong; nothing was consumed.
+        """
+        while True:
+            if self._fd < 0 and not self._open_segment():
+                return None
+            at = self._at - self._buffer_at
+            buffer = self._buffer
+            stored = int.from_bytes(buffer[at : at + 8], "little") if at + 8 <= len(buffer) else 0
+            if stored == 0:
+                # Rule B's last look: after `taken` was published, and with bytes read now.
+                barrier()
+                more = CHUNK_MORE if at > CHUNK_FIRST // 2 else CHUNK_FIRST
+                buffer = self._buffer = os.pread(self._fd, more, self._at)
+                self._buffer_at, at = self._at, 0
+                stored = int.from_bytes(buffer[:8], "little")
+                if stored == 0:
+                    if len(buffer) < 8:
+                        raise Damaged("the segment ends without a seal")
+                    return None
+            length, kind = stored & 0xFFFFFFFF, (stored >> 32) & 0xFF
+            if stored != commit_word(self._crc, self.next_seq, length, kind) or length > CONTENT_BYTES_MAX:
+                return self._read_again()
+            if kind == SEAL:
+                if not self._next_segment():
+                    return None
+                continue
+            end = at + 8 + length
+            content = buffer[at + 8 : end] if end <= len(buffer) else os.pread(self._fd, length, self._at + 8)
+            try:
+                message = decode_frame(content, self._lane_id, self.next_seq, self._key, self._names)
+            except FrameError:
+                return self._read_again()
+            self._at += 8 + padded(length)
+            return message
+
+    def _next_segment(self) -> bool:
+        """Past a seal. A sealed segment without a successor means "not yet" (rule S)."""
+        old = os.fstat(self._fd)
+        end = self.next_seq - 1
+        name = f"{self.directory}/{segment_name(self.next_seq)}"
+        try:
+            if os.stat(name, follow_symlinks=False).st_ino == old.st_ino:  # an empty segment, sealed; its successor takes its name
+                return False
+        except FileNotFoundError:
+            return False
+        if not self._attach(self.next_seq):
+            return False
+        self.segment_ends.append(end)
+        return True
+
+    def _read_again(self) -> Message | None:
+        """A check failed. Read word and bytes apart, and again, until they verify, vanish, or stay the same wrong bytes."""
+        seen: list[tuple[bytes, bytes]] = []
+        self._buffer, self._buffer_at = b"", self._at
+        for _ in range(READS_BEFORE_DAMAGE * 20):
+            head = os.pread(self._fd, 8, self._at)
+            stored = int.from_bytes(head, "little")
+            if stored == 0 and len(head) == 8:
+                return None
+            length, kind = stored & 0xFFFFFFFF, (stored >> 32) & 0xFF
+            content, forged = b"", False
+            if kind == DATA and length <= CONTENT_BYTES_MAX and stored == commit_word(self._crc, self.next_seq, length, kind):
+                content = os.pread(self._fd, length, self._at + 8)
+                try:
+                    message = decode_frame(content, self._lane_id, self.next_seq, self._key, self._names)
+                except FrameError as error:
+                    forged = len(content) == length and error.forged
+                else:
+                    self._at += 8 + padded(length)
+                    return message
+            elif kind == SEAL and stored == commit_word(self._crc, self.next_seq, length, kind):
+                return self.read()
+            if seen and seen[-1] != (head, content):
+                seen.clear()
+            seen.append((head, content))
+            if len(seen) >= READS_BEFORE_DAMAGE:
+                end = self._at + 8 + padded(length) if content and len(content) == length else None
+                raise Damaged("forged" if forged else "damaged", forged_end=end if forged else None, content=content)
+            time.sleep(_READ_AGAIN_S)
+        return None
+
+    def skip_forged(self, damage: Damaged) -> None:
+        """Step over a frame whose shape is right but whose tag is not."""
+        if damage.forged_end is not None:
+            self._at = damage.forged_end
+            self._buffer, self._buffer_at = b"", self._at
+
+    def resume_after_damage(self) -> int | None:
+        """Find the next whole frame behind the damage, in this segment or a later one; its number, or None if there is none yet."""
+        found = self._search(self.next_seq) if self._fd >= 0 else None
+        if found is not None:
+            self._at, seq = found
+            self._buffer, self._buffer_at = b"", self._at
+            return seq
+        later = [first for first in list_segments(self.directory) if first > self.next_seq]
+        if later and self._attach(later[0]):
+            return later[0]
+        return None
+
+    def _search(self, from_seq: int) -> tuple[int, int] | None:
+        """(offset, number) of the first frame with number >= from_seq behind `_at` whose word, lane id and number agree."""
+        data = os.pread(self._fd, os.fstat(self._fd).st_size, 0)
+        for at in range(self._at + 8, len(data) - 8 - SEQ_AT - 8, 8):
+            if data[at + 8 + LANE_ID_AT : at + 8 + SEQ_AT] != self._lane_id:
+                continue
+            seq = int.from_bytes(data[at + 8 + SEQ_AT : at + 16 + SEQ_AT], "little")
+            stored = int.from_bytes(data[at : at + 8], "little")
+            if seq >= from_seq and stored == commit_word(self._crc, seq, stored & 0xFFFFFFFF, DATA):
+                return at, seq
+        return None
+
+    def sender_wants(self) -> int:
+        """The sender's `want` word: ring once that number is finalised. 0 for none, -1 if it cannot be read: then ring, to be safe."""
+        for _ in range(3):
+            value = value_of(int.from_bytes(os.pread(self._page_fd, 8, outlane.WANT * 8), "little"))
+            if value is not None:
+                return value
+        return -1
+
+    def close(self) -> None:
+        for fd in (self._fd, self._page_fd):
+            if fd >= 0:
+                os.close(fd)
+        self._fd = self._page_fd = -1
+        self._buffer, self._buffer_at = b"", 0
+        if self.cursor is not None:
+            self.cursor.close()
+            self.cursor = None

@@ -1,0 +1,82 @@
+"""Record locks: who consumes an inbox, who sends as an agent. The kernel releases them at death, whatever was forked meanwhile.
+
+POSIX record locks, not flock: a flock outlives its SIGKILLed owner while a forked child lives. Their traps are met here and nowhere else:
+closing *any* descriptor of the file drops the lock, and one process may lock the same file twice. So this module alone opens lock files,
+keeps one registry per process, and never unlinks them; a fork inherits no lock and starts with an empty registry.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+import threading
+import time
+
+from muster.security.permissions import open_private
+
+_held: dict[str, int] = {}
+_guard = threading.Lock()
+_owner_pid = os.getpid()
+# struct flock on 64-bit Linux: short l_type, short l_whence, off_t l_start, off_t l_len, pid_t l_pid
+_FLOCK = struct.Struct("hhqqi4x")
+_POLL_S = 0.005
+
+
+def _after_fork() -> None:
+    global _guard, _owner_pid  # noqa: PLW0603 -- the child starts anew
+    _guard = threading.Lock()
+    _owner_pid = os.getpid()
+    for fd in _held.values():  # closing here drops nothing: locks belong to the parent process
+        os.close(fd)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def acquire(path: str, *, wait_s: float = 0.0) -> bool:
+    """Take the lock of `path` for this process, waiting up to `wait_s`. False if another process, or this one already, holds it."""
+    deadline = time.monotonic() + wait_s
+    while True:
+        with _guard:
+            if path not in _held:
+                fd = open_private(path, os.O_RDWR | os.O_CREAT)
+                try:
+                    fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except (BlockingIOError, PermissionError):
+                    os.close(fd)
+                except BaseException:
+                    os.close(fd)
+                    raise
+                else:
+                    _held[path] = fd
+                    return True
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(min(_POLL_S, max(0.0, deadline - time.monotonic())))
+
+
+def release(path: str) -> None:
+    """Give the lock back. Releasing one that is not held changes nothing."""
+    with _guard:
+        fd = _held.pop(path, None)
+        if fd is not None:
+            os.close(fd)
+
+
+def holder(path: str) -> int | None:
+    """The pid of the living process that holds the lock, or None. This is proof, not a guess: the kernel answers."""
+    with _guard:
+        if path in _held:
+            return os.getpid()
+        try:
+            fd = open_private(path, os.O_RDWR)
+        except OSError:
+            return None
+        try:
+            answer = fcntl.fcntl(fd, fcntl.F_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+        finally:
+            os.close(fd)
+    kind, _whence, _start, _length, pid = _FLOCK.unpack(answer)
+    return None if kind == fcntl.F_UNLCK else pid

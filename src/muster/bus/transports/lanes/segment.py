@@ -1,0 +1,237 @@
+"""Segments: the files frames stand in, and the writer that appends to them (rules S and F of docs/lane-format.md)."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import mmap
+import os
+import struct
+import zlib
+from typing import TYPE_CHECKING, Final
+
+from muster.bus.transports.lanes.words import VERSION, allocate, barrier
+from muster.core import limits
+from muster.errors import CorruptStoreError, StoreFullError, StoreVersionError
+from muster.security.permissions import open_private
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MAGIC: Final = b"MUSTSEG1"
+HEADER_BYTES: Final = 64
+DATA, SEAL = 1, 2
+
+_HEADER: Final = struct.Struct("<8s16sQQII")
+_CHECKED: Final = struct.Struct("<QIB")
+_pack_checked = _CHECKED.pack
+_crc32 = zlib.crc32
+#: A drained lane's segments stay below this; only a backlog makes them larger.
+CALM_BYTES_MAX: Final = 64 << 10
+
+
+def commit_word(lane_crc: int, seq: int, length: int, kind: int) -> int:
+    """The word that makes a frame visible; `lane_crc` is the CRC-32 of the lane id."""
+    return ((_crc32(_pack_checked(seq, length, kind), lane_crc) & 0xFFFF) << 48) | (kind << 32) | length
+
+
+def padded(length: int) -> int:
+    return (length + 7) & ~7
+
+
+def segment_name(first_seq: int) -> str:
+    return f"{first_seq:020d}.seg"
+
+
+def list_segments(directory: str) -> list[int]:
+    """First numbers of the segments in `directory`, ascending; [] if there is no such directory."""
+    try:
+        names = os.listdir(directory)
+    except FileNotFoundError:
+        return []
+    return sorted(int(name[:20]) for name in names if len(name) == 24 and name.endswith(".seg") and name[:20].isdigit())
+
+
+def parse_header(header: bytes) -> tuple[bytes, int, int] | None:
+    """(lane id, first seq, size), or None if these bytes are no whole segment header. Raises StoreVersionError."""
+    if len(header) < _HEADER.size:
+        return None
+    magic, lane_id, first_seq, size, check, version = _HEADER.unpack_from(header)
+    if magic != MAGIC or check != _crc32(header[:40]):
+        return None
+    if version != VERSION:
+        raise StoreVersionError(f"a segment has format version {version}; this muster reads version {VERSION}", version=version)
+    return lane_id, first_seq, size
+
+
+class SegmentWriter:
+    """Appends frames to one directory. Exactly one process may hold it (the caller has the lock).
+
+    `settle()` gives the next number, `commit()` makes a frame with that number visible. A death between the two, or anywhere inside
+    `commit`, leaves the frame whole or invisible.
+    """
+
+    def __init__(self, directory: str, lane_id: bytes) -> None:
+        self._directory = directory
+        self._lane_id = lane_id
+        self._crc = _crc32(lane_id)
+        self._map: mmap.mmap | None = None
+        self._words: memoryview = memoryview(b"").cast("B")
+        self._at = 0
+        self._size = 0
+        self._first = 1
+        self.next_seq = 1
+        #: (first number, last number) of sealed segments that still exist, oldest first.
+        self.sealed: list[tuple[int, int]] = []
+        self._sealed_tail = False
+        self.backlog = 0  # messages not acked, told by the owner; steers the size of the next segment
+        self._open_existing()
+
+    def frames(self) -> Iterator[tuple[int, memoryview]]:
+        """(number, content) of every committed frame that still exists, read from our own files."""
+        for first in list_segments(self._directory):
+            with contextlib.ExitStack() as stack:
+                fd = open_private(f"{self._directory}/{segment_name(first)}", os.O_RDONLY)
+                stack.callback(os.close, fd)
+                data = os.pread(fd, os.fstat(fd).st_size, 0)
+            parsed = parse_header(data)
+            if parsed is None or parsed[0] != self._lane_id:
+                continue
+            at, seq = HEADER_BYTES, first
+            view = memoryview(data)
+            while at + 8 <= len(data):
+                stored = int.from_bytes(data[at : at + 8], "little")
+                length, kind = stored & 0xFFFFFFFF, (stored >> 32) & 0xFF
+                if stored == 0 or kind != DATA or stored != commit_word(self._crc, seq, length, kind):
+                    break
+                yield seq, view[at + 8 : at + 8 + length]
+                at += 8 + padded(length)
+                seq += 1
+
+    def _open_existing(self) -> None:
+        for name in os.listdir(self._directory):
+            if name.startswith("tmp-"):  # a crash between making and renaming; only our side writes here
+                os.unlink(f"{self._directory}/{name}")
+        previous: int | None = None
+        for first in list_segments(self._directory):
+            if previous is not None:
+                self.sealed.append((previous, first - 1))
+            self._attach(first)
+            previous = first
+        if self._map is not None:
+            self.settle()
+
+    def _attach(self, first: int) -> None:
+        fd = open_private(f"{self._directory}/{segment_name(first)}", os.O_RDWR)
+        try:
+            size = os.fstat(fd).st_size
+            parsed = parse_header(os.pread(fd, HEADER_BYTES, 0))
+            if parsed is None or parsed[0] != self._lane_id or parsed[2] != size:
+                raise CorruptStoreError(f"segment {segment_name(first)} of {self._directory} is damaged", path=self._directory)
+            mapped = mmap.mmap(fd, size)
+        finally:
+            os.close(fd)
+        self._use(mapped, size, first)
+
+    def _use(self, mapped: mmap.mmap, size: int, first: int) -> None:
+        self._unmap()
+        self._map, self._size = mapped, size
+        self._words = memoryview(mapped).cast("Q")
+        self._at, self.next_seq, self._sealed_tail = HEADER_BYTES, first, False
+        self._first = first
+
+    def _unmap(self) -> None:
+        if self._map is not None:
+            self._words.release()
+            self._map.close()
+            self._map = None
+
+    def settle(self) -> int:
+        """The number the next frame gets.
+
+        Walks on while the word at the cached tail is non-zero: an earlier call may have committed and been interrupted (a signal
+        handler that raised) before it moved the tail; overwriting a committed frame would lose it.
+        """
+        while self._map is not None and not self._sealed_tail:
+            stored = self._words[self._at >> 3]
+            if stored == 0:
+                break
+            length, kind = stored & 0xFFFFFFFF, (stored >> 32) & 0xFF
+            if stored != commit_word(self._crc, self.next_seq, length, kind):
+                raise CorruptStoreError(f"commit word {self.next_seq} of {self._directory} is damaged", path=self._directory)
+            if kind == SEAL:
+                self._sealed_tail = True
+                break
+            self._at += 8 + padded(length)
+            self.next_seq += 1
+        return self.next_seq
+
+    def commit(self, content: bytes) -> int:
+        """Make `content` visible as frame `next_seq`, and return that number. `settle()` must have been called.
+
+        Raises:
+            StoreFullError: No room for another segment; nothing was written and nothing was sealed.
+        """
+        length = len(content)
+        end = self._at + 8 + ((length + 7) & ~7)
+        # Every frame leaves eight bytes for the next commit word (or the seal).
+        if self._map is None or self._sealed_tail or end + 8 > self._size:
+            self._roll(length)
+            end = self._at + 8 + ((length + 7) & ~7)
+        at, seq, words = self._at, self.next_seq, self._words
+        words[end >> 3] = 0  # whatever stood there must not be read as a commit
+        self._map[at + 8 : at + 8 + length] = content  # type: ignore[index]
+        barrier()
+        words[at >> 3] = commit_word(self._crc, seq, length, DATA)  # the commit instant: one store
+        self._at = end
+        self.next_seq = seq + 1
+        return seq
+
+    def _next_size(self, length: int) -> int:
+        calm = self.backlog < 64
+        grown = min(self._size * 2, CALM_BYTES_MAX if calm else limits.SEGMENT_BYTES_MAX) if self._size else limits.SEGMENT_BYTES_FIRST
+        need = HEADER_BYTES + 8 + padded(length) + 8
+        return max(grown, limits.SEGMENT_BYTES_FIRST, (need + 4095) & ~4095)
+
+    def _roll(self, length: int) -> None:
+        """Prepare the new segment, seal the old one, then rename: in this order no reader can wait in the wrong file."""
+        size, first = self._next_size(length), self.next_seq
+        header = _HEADER.pack(MAGIC, self._lane_id, first, size, 0, 0)[:40]
+        header += struct.pack("<II", _crc32(header), VERSION)
+        temporary = f"{self._directory}/tmp-{os.getpid()}-{first}"
+        try:
+            fd = allocate(temporary, size, header)
+        except FileExistsError:
+            os.unlink(temporary)  # our own, of a call that was interrupted
+            fd = allocate(temporary, size, header)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM):
+                raise StoreFullError(
+                    f"the store has no room for another {size:,} bytes", retry_after_s=limits.STORE_FULL_RETRY_S, path=self._directory
+                ) from None
+            raise
+        try:
+            populate = mmap.MAP_POPULATE if hasattr(mmap, "MAP_POPULATE") and size <= CALM_BYTES_MAX else 0
+            mapped = mmap.mmap(fd, size, flags=mmap.MAP_SHARED | populate)
+        finally:
+            os.close(fd)
+        if self._map is not None and not self._sealed_tail:
+            self._words[self._at >> 3] = commit_word(self._crc, first, 0, SEAL)
+            self._sealed_tail = True
+        os.rename(temporary, f"{self._directory}/{segment_name(first)}")
+        if self._map is not None and first > self._first:  # an empty one was replaced by the rename, it has the same name
+            self.sealed.append((self._first, first - 1))
+        self._use(mapped, size, first)
+
+    def reclaim(self, acked_base: int) -> bool:
+        """Unlink sealed segments whose every frame is finalised. `acked_base` was read twice by the caller. True if any went."""
+        gone = False
+        while self.sealed and self.sealed[0][1] <= acked_base:
+            first, _last = self.sealed.pop(0)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{self._directory}/{segment_name(first)}")
+            gone = True
+        return gone
+
+    def close(self) -> None:
+        self._unmap()

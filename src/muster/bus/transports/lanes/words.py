@@ -1,0 +1,113 @@
+"""Words: eight aligned bytes that one side stores and the other reads, and the pages they stand in.
+
+Numbers in brackets refer to docs/lane-format.md. Publishing is always one store through `memoryview.cast("Q")`: CPython makes it a single
+`mov`, whereas `struct.pack_into` writes zeros first, which a reader or a SIGKILL could see.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import threading
+import zlib
+from typing import Final
+
+from muster.errors import StoreVersionError
+from muster.security.permissions import open_private
+
+VERSION: Final = 1
+PAGE: Final = 4096
+VALUE_MAX: Final = (1 << 48) - 1
+
+_CHECK_FACTOR: Final = 0x9E3779B97F4A7C15
+_MASK_64: Final = (1 << 64) - 1
+_HEADER: Final = struct.Struct("<8s16sII")
+
+_barrier_lock = threading.Lock()
+_acquire, _release = _barrier_lock.acquire, _barrier_lock.release
+_acquire()
+
+
+def barrier() -> None:
+    """A full memory barrier: releasing and taking a private lock is an atomic read-modify-write on every supported processor."""
+    _release()
+    _acquire()
+
+
+def _renew_barrier() -> None:
+    """The child of a fork made between release and acquire (in another thread) would wait for ever: start with a fresh lock."""
+    global _barrier_lock, _acquire, _release  # noqa: PLW0603 -- rebinding after fork is the point
+    _barrier_lock = threading.Lock()
+    _acquire, _release = _barrier_lock.acquire, _barrier_lock.release
+    _acquire()
+
+
+os.register_at_fork(after_in_child=_renew_barrier)
+
+
+def word(value: int) -> int:
+    """`value` (48 bits) with its check, as stored."""
+    return (value << 16) | ((((value + 1) * _CHECK_FACTOR) & _MASK_64) >> 48)
+
+
+def value_of(stored: int) -> int | None:
+    """The value, or None if the check does not hold: torn, never written, or damaged. Read again before believing the worst."""
+    value = stored >> 16
+    return value if ((((value + 1) * _CHECK_FACTOR) & _MASK_64) >> 48) == stored & 0xFFFF else None
+
+
+def page_header(magic: bytes, lane_id: bytes) -> bytes:
+    head = magic + lane_id
+    return head + struct.pack("<II", zlib.crc32(head), VERSION)
+
+
+def lane_id_of(header: bytes, magic: bytes) -> bytes | None:
+    """The lane id in a page's first 32 bytes, or None if this is no whole page of that kind.
+
+    Raises:
+        StoreVersionError: It is, but of a version this code does not read.
+    """
+    if len(header) < _HEADER.size:
+        return None
+    found, lane_id, check, version = _HEADER.unpack_from(header)
+    if found != magic or check != zlib.crc32(header[:24]):
+        return None
+    if version != VERSION:
+        raise StoreVersionError(f"the store has lane format version {version}; this muster reads version {VERSION}", version=version)
+    return bytes(lane_id)
+
+
+class Page:
+    """A mapped page of our own: only the owner's side ever maps it for writing."""
+
+    def __init__(self, path: str) -> None:
+        fd = open_private(path, os.O_RDWR)
+        try:
+            self._map = mmap.mmap(fd, PAGE)
+        finally:
+            os.close(fd)
+        self.words = memoryview(self._map).cast("Q")
+
+    def close(self) -> None:
+        self.words.release()
+        self._map.close()
+
+
+def allocate(path: str, size: int, content: bytes) -> int:
+    """A new private file of `size` allocated bytes starting with `content`; returns its descriptor (read-write).
+
+    `posix_fallocate` reserves every page now: on a full store this call fails cleanly, and no later store can hit a hole (SIGBUS).
+
+    Raises:
+        OSError: ENOSPC, EDQUOT and the like; the file was removed again.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        os.posix_fallocate(fd, 0, size)
+        os.pwrite(fd, content, 0)
+    except BaseException:
+        os.close(fd)
+        os.unlink(path)
+        raise
+    return fd

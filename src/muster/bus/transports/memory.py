@@ -1,0 +1,216 @@
+"""A bus inside one process, for tests and examples: the same port and promises as lanes, without files or other processes."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict, deque
+from typing import Any
+
+from muster.bus.transport import BusStats, Capabilities, Inbound
+from muster.core import limits
+from muster.core.codec import Outgoing, decode_frame, encode_frame
+from muster.core.message import Message
+from muster.core.names import agent_id
+from muster.errors import IdentityBusyError, InboxFullError, UnknownAgentError
+from muster.security.keys import Keyring
+
+
+class _Lane:
+    """One sender's messages to one recipient: frames by number, verdicts, attempts."""
+
+    def __init__(self, sender: str, recipient: str, *, control: bool) -> None:
+        self.sender, self.recipient, self.control = sender, recipient, control
+        self.lane_id = os.urandom(16)
+        self.frames: OrderedDict[int, bytes] = OrderedDict()
+        self.verdicts: dict[int, str] = {}
+        self.attempts: dict[int, int] = {}
+        self.explicit: dict[bytes, int] = {}
+        self.next_seq = 1
+        self.taken = 0
+        self.redeliver: deque[int] = deque()
+
+
+class MemoryHub:
+    """The shared middle: one per fleet. Keep it while its buses come and go; what was stored stays until it is finalised."""
+
+    def __init__(self, master: bytes | None = None) -> None:
+        self.master = master or os.urandom(32)
+        self.agents: dict[str, MemoryTransport | None] = {}
+        self.lanes: dict[tuple[str, str, bool], _Lane] = {}
+        self.dead: list[tuple[Message, str]] = []
+
+    def add_agent(self, agent: str) -> None:
+        self.agents.setdefault(agent_id(agent, allow_reserved=True), None)
+
+    def transport(self, agent: str) -> MemoryTransport:
+        """Take the identity. Raises UnknownAgentError, IdentityBusyError."""
+        return MemoryTransport(self, agent, Keyring.from_master(self.master, agent))
+
+
+class MemoryTransport:
+    """One identity's view of a hub."""
+
+    capabilities = Capabilities(name="memory", durable=False, many_processes=False, many_machines=False)
+
+    def __init__(self, hub: MemoryHub, agent: str, keyring: Keyring) -> None:
+        if agent not in hub.agents:
+            raise UnknownAgentError(f"there is no agent {agent!r} in this hub", agent=agent)
+        if hub.agents[agent] is not None:
+            raise IdentityBusyError(f"{agent} is already in use", retry_after_s=1.0, agent=agent, pid=os.getpid())
+        hub.agents[agent] = self
+        self._hub = hub
+        self.agent = agent
+        self.stats = BusStats()
+        self.attempts_max = limits.ATTEMPTS_MAX
+        self._keyring = keyring
+        self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._acked = False
+        self._turn = 0
+        for lane in hub.lanes.values():  # what was in hand when the last holder went is delivered again
+            if lane.recipient == agent:
+                lane.redeliver = deque(seq for seq in range(1, lane.taken + 1) if seq not in lane.verdicts)
+        self.ring()
+
+    def ring(self) -> None:
+        try:
+            os.write(self._writer, b".")
+        except BlockingIOError:
+            pass
+
+    def put(self, recipient: str, out: Outgoing) -> int:
+        if not self.knows(recipient):
+            raise UnknownAgentError(f"there is no agent {recipient!r} in this hub", agent=recipient)
+        lane = self._hub.lanes.get((self.agent, recipient, out.control))
+        if lane is None:
+            lane = _Lane(self.agent, recipient, control=out.control)
+            self._hub.lanes[self.agent, recipient, out.control] = lane
+        if out.explicit and out.message_id in lane.explicit:
+            return lane.explicit[out.message_id]
+        if lane.next_seq - 1 - len(lane.verdicts) >= limits.LANE_CREDIT:
+            raise InboxFullError(f"{recipient} grants no more messages", retry_after_s=limits.INBOX_FULL_RETRY_S, recipient=recipient)
+        seq = lane.next_seq
+        lane.frames[seq] = encode_frame(out, lane.lane_id, seq, self._keyring.sign_key(recipient))
+        lane.next_seq += 1
+        if out.explicit:
+            lane.explicit[out.message_id] = seq
+        self.stats.sent += 1
+        peer = self._hub.agents[recipient]
+        if peer is not None:
+            peer.ring()
+        return seq
+
+    def _my_lanes(self) -> list[_Lane]:
+        lanes = [lane for lane in self._hub.lanes.values() if lane.recipient == self.agent]
+        self._turn += 1
+        cut = self._turn % len(lanes) if lanes else 0
+        return sorted(lanes[cut:] + lanes[:cut], key=lambda lane: not lane.control)
+
+    def take(self, *, control_only: bool = False) -> Inbound | None:
+        for lane in self._my_lanes():
+            if control_only and not lane.control:
+                continue
+            inbound = self._take_from(lane)
+            if inbound is not None:
+                return inbound
+        return None
+
+    def _take_from(self, lane: _Lane) -> Inbound | None:
+        while True:
+            if lane.redeliver:
+                seq = lane.redeliver.popleft()
+            elif lane.taken + 1 < lane.next_seq:
+                seq = lane.taken = lane.taken + 1
+            else:
+                return None
+            key = self._keyring.verify_key(lane.sender)
+            message = decode_frame(lane.frames[seq], lane.lane_id, seq, key, (lane.sender, self.agent))
+            lane.attempts[seq] = lane.attempts.get(seq, 0) + 1
+            inbound = Inbound(lane, message, lane.attempts[seq])
+            if inbound.attempt > self.attempts_max:
+                self.kill(inbound, f"delivered {inbound.attempt - 1} times without being finalised")
+                continue
+            self.stats.received += 1
+            return inbound
+
+    def take_all_from(self, sender: str) -> list[Inbound]:
+        taken: list[Inbound] = []
+        for control in (True, False):
+            lane = self._hub.lanes.get((sender, self.agent, control))
+            while lane is not None and (inbound := self._take_from(lane)) is not None:
+                taken.append(inbound)
+        return taken
+
+    def _finalise(self, inbound: Inbound, verdict: str) -> bool:
+        lane: Any = inbound.lane
+        if inbound.message.seq in lane.verdicts:
+            return False
+        lane.verdicts[inbound.message.seq] = verdict
+        lane.frames.pop(inbound.message.seq, None)
+        peer = self._hub.agents.get(lane.sender)
+        if peer is not None:
+            peer._acked = True
+            peer.ring()
+        return True
+
+    def ack(self, inbound: Inbound) -> bool:
+        return self._finalise(inbound, "acked")
+
+    def kill(self, inbound: Inbound, reason: str) -> bool:
+        self._hub.dead.append((inbound.message, reason))
+        self.stats.dead += 1
+        return self._finalise(inbound, "dead")
+
+    def again(self, inbound: Inbound) -> int:
+        inbound.lane.attempts[inbound.message.seq] += 1
+        inbound.attempt = inbound.lane.attempts[inbound.message.seq]
+        return inbound.attempt
+
+    def uncount(self, inbound: Inbound) -> None:
+        inbound.lane.attempts[inbound.message.seq] -= 1
+
+    def state(self, recipient: str, *, control: bool, seq: int) -> str:
+        lane = self._hub.lanes.get((self.agent, recipient, control))
+        if lane is None:
+            return "stored"
+        return lane.verdicts.get(seq) or ("taken" if seq <= lane.taken else "stored")
+
+    def want(self, recipient: str, *, control: bool, seq: int) -> None:
+        """Every ack rings here."""
+
+    def ring_again(self) -> bool:
+        return False
+
+    def scan(self) -> int:
+        return 0
+
+    def on_bell(self) -> bool:
+        try:
+            while len(os.read(self._reader, 4096)) == 4096:
+                pass
+        except BlockingIOError:
+            pass
+        acked, self._acked = self._acked, False
+        return acked
+
+    def fileno(self) -> int:
+        return self._reader
+
+    def knows(self, agent: str) -> bool:
+        agent_id(agent, allow_reserved=True)
+        return agent in self._hub.agents
+
+    def roster(self) -> list[str]:
+        return sorted(self._hub.agents)
+
+    def depth(self, agent: str) -> int:
+        return sum(lane.next_seq - 1 - len(lane.verdicts) for lane in self._hub.lanes.values() if lane.recipient == agent)
+
+    @property
+    def is_ready(self) -> bool:
+        return any(lane.redeliver or lane.taken + 1 < lane.next_seq for lane in self._hub.lanes.values() if lane.recipient == self.agent)
+
+    def close(self) -> None:
+        if self._hub.agents.get(self.agent) is self:
+            self._hub.agents[self.agent] = None
+            os.close(self._reader)
+            os.close(self._writer)
