@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from muster.bus.transports.lanes import locks
 from muster.core.names import fleet_name
 from muster.errors import (
     ConfigError,
@@ -25,6 +24,7 @@ from muster.errors import (
     UnsafePermissionsError,
 )
 from muster.security import permissions
+from muster.supervise import lock
 
 SHARED_MEMORY = Path("/dev/shm")
 #: Store bytes a fleet needs at least: the coordinator's log and reserve, and per agent the lanes to and from the coordinator.
@@ -86,6 +86,19 @@ def state_root(flag: str | None = None) -> Path:
 def roots(flag: str | None = None) -> list[Path]:
     """Every directory that may hold stores of this user, without doubles."""
     return list(dict.fromkeys((run_root(flag), state_root(flag))))
+
+
+def spool_of(store_id: str, flag: str | None = None) -> Path:
+    """Where a run keeps output that is too large for a message: on disk, because runs themselves live in memory."""
+    return state_root(flag) / ".spool" / store_id
+
+
+def spools(flag: str | None = None) -> list[Path]:
+    """Every such directory."""
+    try:
+        return sorted((state_root(flag) / ".spool").iterdir())
+    except OSError:
+        return []
 
 
 def make_private(directory: Path) -> Path:
@@ -151,8 +164,8 @@ def check_room(root: Path, agents: int) -> None:
 def spawner_pid(store: Path) -> int | None:
     """The pid of the living spawner that holds `store`, else None: the kernel's answer, so no stale pid file can fool it."""
     try:
-        return locks.holder(str(store / "spawner.lock"))
-    except (OSError, UnsafePermissionsError):
+        return lock.running_pid(store)
+    except OSError:
         return None
 
 

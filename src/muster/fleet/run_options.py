@@ -1,0 +1,185 @@
+"""What a `muster run` command line means: checked options, and the `FleetSpec` made of them."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from muster.core import limits
+from muster.core.spec import AgentSpec, FleetSpec, HaltSpec, RetrySpec, RunSpec
+from muster.core.template import expand, expand_shell, has_placeholder
+from muster.errors import CommandNotFoundError, ConfigError
+from muster.fleet.inputs import Inputs
+
+#: More agents than this on one machine are a slip of the keyboard.
+JOBS_MAX = 10_000
+#: Agents that share a worker process when they run commands and nobody said otherwise (see docs/performance.md): every command is its
+#: own process anyway, so one event loop can start and reap for several agents, and a run starts fewer processes.
+AGENTS_PER_COMMAND_WORKER = 1
+#: The kind of agent that a run has; its identities are w-1 … w-N.
+KIND = "w"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """A checked `muster run` command line."""
+
+    command: tuple[str, ...]
+    inputs: Inputs
+    handler: str | None = None
+    shell: bool = False
+    jobs: int = 1
+    results: Path | None = None
+    report: Path | None = None
+    resume: bool = False
+    retries: int = 0
+    timeout_s: float | None = None
+    halt: HaltSpec = HaltSpec()
+    keep_order: bool = False
+    agents_per_worker: int | None = None
+    name: str | None = None
+    store_root: str | None = None
+    cwd: Path = field(default_factory=Path.cwd)
+    env: Mapping[str, str] = field(default_factory=dict)
+    grace_s: float = limits.GRACE_S
+    debug: bool = False
+    quiet: bool = False
+    progress: bool = True
+    as_json: bool = False
+
+    def check(self) -> None:
+        """What can be known to fail before anything is started.
+
+        Raises:
+            ConfigError: A value is out of range, or options contradict each other.
+            CommandNotFoundError, InputFileError: As they say.
+        """
+        if self.command and self.handler:
+            raise ConfigError("a run has either a command or --handler, not both", key="handler")
+        if not self.command and not self.handler:
+            raise ConfigError(
+                "no command: write it behind the options, or name a function with --handler", key="command"
+            )
+        if self.handler and self.shell:
+            raise ConfigError("--shell is for commands, and this run has --handler", key="shell")
+        if not 1 <= self.jobs <= JOBS_MAX:
+            raise ConfigError(f"--jobs must be between 1 and {JOBS_MAX}", key="jobs")
+        if self.agents_per_worker is not None and self.agents_per_worker < 1:
+            raise ConfigError("--agents-per-worker must be at least 1", key="agents_per_worker")
+        if self.retries < 0:
+            raise ConfigError("--retries must not be negative", key="retries")
+        if self.timeout_s is not None and self.timeout_s <= 0:
+            raise ConfigError("--timeout must be longer than nothing", key="timeout")
+        if self.resume and self.results is None:
+            raise ConfigError("--resume needs the --results FILE of the earlier run", key="resume")
+        if not self.cwd.is_dir():
+            raise ConfigError(f"--cwd: {self.cwd} is not a directory", key="cwd")
+        if self.report is not None and not self.report.parent.is_dir():
+            raise ConfigError(f"--report: there is no directory {self.report.parent}", key="report")
+        if self.shell:
+            expand_shell(self.command, "input", 1)
+        elif self.command:
+            self._check_command()
+        self.inputs.check()
+
+    def _check_command(self) -> None:
+        name = self.command[0]
+        if has_placeholder([name]):
+            return  # the inputs say which command it is
+        path = self.env.get("PATH", os.environ.get("PATH", os.defpath))
+        found = str(self.cwd / name) if "/" in name else shutil.which(name, path=path)
+        if found is None or not os.path.exists(found):
+            raise CommandNotFoundError(f"there is no command {name!r:.120}", command=name)
+        if os.path.isdir(found) or not os.access(found, os.X_OK):
+            raise CommandNotFoundError(f"{name!r:.120} is not executable", command=name)
+
+    def spec(self, *, name: str, store_id: str, spool: Path) -> FleetSpec:
+        """The fleet that carries out this run."""
+        agents = AgentSpec(
+            name=KIND if self.jobs > 1 else f"{KIND}-1",
+            count=self.jobs,
+            command=self.command or None,
+            handler=self.handler,
+            shell=self.shell,
+            cwd=str(self.cwd),
+            env=dict(self.env),
+            timeout_s=self.timeout_s,
+        )
+        sharing = self.agents_per_worker or (1 if self.handler else AGENTS_PER_COMMAND_WORKER)
+        return FleetSpec(
+            name=name,
+            store_id=store_id,
+            agents=(agents,),
+            run=RunSpec(
+                results=None if self.results is None else str(self.results),
+                report=None if self.report is None else str(self.report),
+                keep_order=self.keep_order,
+                halt=self.halt,
+                resume=self.resume,
+            ),
+            agents_per_worker=sharing,
+            retry=RetrySpec(attempts_max=self.retries + 1),
+            grace_s=self.grace_s,
+            ephemeral=True,
+            spool=str(spool),
+            debug=self.debug,
+        )
+
+    def command_lines(self) -> Iterator[tuple[int, str, str]]:
+        """What would be run, as (number, input, quoted command line), for `--dry-run`."""
+        number = 0
+        for batch in self.inputs.batches():
+            for text in batch:
+                number += 1
+                yield number, text, self._command_line(text, number)
+
+    def _command_line(self, text: str, number: int) -> str:
+        if self.handler:
+            return f"{self.handler}({text!r})"
+        if self.shell:
+            return expand_shell(self.command, text, number)
+        return shlex.join(expand(self.command, text, number))
+
+
+def parse_halt(text: str) -> HaltSpec:
+    """`soon,fail=N`, `now,fail=N` or `never`, as GNU parallel writes them.
+
+    Raises:
+        ConfigError: Anything else.
+    """
+    when, _, rest = text.partition(",")
+    count = rest.removeprefix("fail=") if rest else "1"
+    if when == "never" and not rest:
+        return HaltSpec()
+    if when not in ("soon", "now") or not (count.isascii() and count.isdigit()) or int(count) < 1:
+        raise ConfigError(f"--halt: {text!r:.60} is none of never, soon,fail=N and now,fail=N", key="halt")
+    return HaltSpec(when="soon" if when == "soon" else "now", fail=int(count))
+
+
+def parse_env(pairs: tuple[str, ...]) -> dict[str, str]:
+    """`K=V` options as a dict.
+
+    Raises:
+        ConfigError: A pair has no name or no "=", or sets one of muster's own variables.
+    """
+    env: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not name or not equals:
+            raise ConfigError(f"--env: {pair!r:.60} is not NAME=VALUE", key="env")
+        if name.startswith("MUSTER_"):
+            raise ConfigError(f"--env: {name} is set by muster itself", key="env")
+        env[name] = value
+    return env
+
+
+def default_jobs() -> int:
+    """As many as this process may use cores."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
