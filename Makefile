@@ -44,7 +44,7 @@ check: $(READY)  ## lint, format, types, documentation, structure
 	@echo "check: mypy"
 	@$(PY) -m mypy
 	@echo "check: documentation"
-	@$(PY) scripts/build_docs.py
+	@$(VENV)/bin/zensical build --strict
 	@echo "check: structure"
 	@$(PY) -m pytest --quiet tests/structure
 	@echo "check: all good"
@@ -56,7 +56,7 @@ soak: $(READY)  ## run a fleet for SOAK_S seconds (600) and fit the slope of wha
 	@SOAK_S=$(SOAK_S) $(PY) -m benchmarks.soak
 
 docs: $(READY)  ## build the documentation into build/site
-	@$(PY) scripts/build_docs.py
+	@$(VENV)/bin/zensical build --strict
 
 lock: $(READY)  ## write the hashed lock files anew from pyproject.toml
 	@sh scripts/lock.sh
