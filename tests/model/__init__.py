@@ -1,0 +1,1 @@
+"""The rules of the lane protocol as small models, explored exhaustively."""
