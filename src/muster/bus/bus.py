@@ -25,7 +25,7 @@ from muster.core.message import (
 from muster.errors import AskTimeoutError, BusClosedError, BusError, ForbiddenError, InboxFullError, UnknownAgentError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Collection
     from pathlib import Path
 
     from muster.bus.transport import BusStats, Inbound, Transport
@@ -325,6 +325,15 @@ class Bus:
                 self._in_hand[id(inbound)] = inbound
                 deliveries.append(Delivery(self, inbound))
         return deliveries
+
+    def listen_to(self, senders: Collection[str] | None) -> None:
+        """Take normal messages of these senders only (None: of everybody, as at the start); control messages always come.
+
+        What others store waits in their lanes: untaken, counting no attempt, keeping their credit in use.
+        """
+        self.transport.listen_to(senders)
+        if self.transport.is_ready:
+            self._wake(self._receivers)
 
     def on_wake(self, call: Callable[[], None]) -> None:
         """Call `call` in the loop whenever the bell rang: for loops that take with `receive_nowait` instead of awaiting `receive`."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import OrderedDict, deque
+from collections.abc import Collection
 from typing import Any
 
 from muster.bus.transport import BusStats, Capabilities, Inbound
@@ -66,6 +68,7 @@ class MemoryTransport:
         self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._acked = False
         self._turn = 0
+        self._listening: frozenset[str] | None = None
         for lane in hub.lanes.values():  # what was in hand when the last holder went is delivered again
             if lane.recipient == agent:
                 lane.redeliver = deque(seq for seq in range(1, lane.taken + 1) if seq not in lane.verdicts)
@@ -99,8 +102,15 @@ class MemoryTransport:
             peer.ring()
         return seq
 
+    def listen_to(self, senders: Collection[str] | None) -> None:
+        self._listening = None if senders is None else frozenset(senders)
+        self.ring()
+
+    def _is_heard(self, lane: _Lane) -> bool:
+        return lane.control or self._listening is None or lane.sender in self._listening
+
     def _my_lanes(self) -> list[_Lane]:
-        lanes = [lane for lane in self._hub.lanes.values() if lane.recipient == self.agent]
+        lanes = [lane for lane in self._hub.lanes.values() if lane.recipient == self.agent and self._is_heard(lane)]
         self._turn += 1
         cut = self._turn % len(lanes) if lanes else 0
         return sorted(lanes[cut:] + lanes[:cut], key=lambda lane: not lane.control)
@@ -128,6 +138,10 @@ class MemoryTransport:
             inbound = Inbound(lane, message, lane.attempts[seq])
             if inbound.attempt > self.attempts_max:
                 self.kill(inbound, f"delivered {inbound.attempt - 1} times without being finalised")
+                continue
+            if message.expires_ns and time.time_ns() > message.expires_ns:
+                self.stats.expired += 1
+                self._finalise(inbound, "expired")
                 continue
             self.stats.received += 1
             return inbound
@@ -207,7 +221,8 @@ class MemoryTransport:
 
     @property
     def is_ready(self) -> bool:
-        return any(lane.redeliver or lane.taken + 1 < lane.next_seq for lane in self._hub.lanes.values() if lane.recipient == self.agent)
+        lanes = (lane for lane in self._hub.lanes.values() if lane.recipient == self.agent and self._is_heard(lane))
+        return any(lane.redeliver or lane.taken + 1 < lane.next_seq for lane in lanes)
 
     def close(self) -> None:
         if self._hub.agents.get(self.agent) is self:

@@ -24,6 +24,8 @@ from muster.core.message import Message
 from muster.errors import ForkedBusError, IdentityBusyError, InvalidNameError, UnknownAgentError
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from muster.core.codec import Outgoing
     from muster.security.keys import Keyring
 
@@ -56,6 +58,8 @@ class LanesTransport:
         self._ready: OrderedDict[str, InLane] = OrderedDict()
         self._ready_control: OrderedDict[str, InLane] = OrderedDict()
         self._held: set[str] = set()  # lanes that wait for the suspect
+        self._listening: frozenset[str] | None = None  # whose normal class is taken; None: everybody's
+        self._unheard: dict[str, InLane] = {}  # lanes that may hold something, of senders not listened to
         self._suspect: Inbound | None = None
         self._parked: list[tuple[Inbound, str]] = []
         self._known: set[str] = set()
@@ -175,7 +179,21 @@ class LanesTransport:
         self._make_ready(name, lane)
 
     def _make_ready(self, name: str, lane: InLane) -> None:
-        (self._ready_control if lane.control else self._ready)[name] = lane
+        if lane.control:
+            self._ready_control[name] = lane
+        elif self._listening is None or lane.sender in self._listening:
+            self._ready[name] = lane
+        else:
+            self._unheard[name] = lane
+
+    def listen_to(self, senders: Collection[str] | None) -> None:
+        """Take the normal class of these senders only (None: of everybody); what others store waits in their lanes, untaken."""
+        self._listening = None if senders is None else frozenset(senders)
+        waiting = {**self._unheard, **self._ready}
+        self._unheard.clear()
+        self._ready.clear()
+        for name, lane in waiting.items():
+            self._make_ready(name, lane)
 
     def scan(self) -> int:
         """Look at every lane that exists (at start, after an overflow, and as a safety net). How many were not ready before."""
@@ -183,7 +201,7 @@ class LanesTransport:
         for sender in layout.roster(self.store):
             for control in (False, True):
                 name = layout.lane_name(sender, control=control)
-                if name in self._ready or name in self._ready_control:
+                if name in self._ready or name in self._ready_control or name in self._unheard:
                     continue
                 if os.path.lexists(f"{layout.agent_dir(self.store, sender)}/outbox/{layout.lane_name(self.agent, control=control)}/lane"):
                     self._note(name)
@@ -395,3 +413,4 @@ class LanesTransport:
         self._in.clear()
         self._ready.clear()
         self._ready_control.clear()
+        self._unheard.clear()
