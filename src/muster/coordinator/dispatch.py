@@ -1,0 +1,119 @@
+"""Who gets which task: first in, first out by number, in constant time per task however many agents there are.
+
+Agents with a free slot wait in `idle`, agents that could take one more to keep at hand in `busy`, one line per kind; entries are checked
+when they are taken, not removed when they go stale. Prefetching hides the way to the coordinator and back, but a task that waits behind
+a long one while another agent is idle loses more than that; so it is done only when no agent is idle, more tasks wait than there are
+agents, and attempts are short.
+"""
+
+from __future__ import annotations
+
+from heapq import heappop, heappush
+from typing import TYPE_CHECKING
+
+from muster.core.protocol import Assign
+from muster.coordinator.events import Effect, Post
+from muster.coordinator.state import READY, RUNNING, Agent, State
+
+if TYPE_CHECKING:
+    from collections import deque
+
+    from muster.coordinator.tasks import Task
+
+#: Mean time of an attempt above which nothing is prefetched: the way to the coordinator takes milliseconds.
+PREFETCH_ATTEMPT_S_MAX = 0.5
+
+
+def enqueue(state: State, task: Task) -> None:
+    """Put a task that has just become `queued` in its line; its number decides its place, so a returned task is first again."""
+    heappush(state.queues[task.kind], task.number)
+    state.queued += 1
+
+
+def offer(state: State, agent: Agent) -> None:
+    """Note that an agent may have room."""
+    held = len(agent.held)
+    if held < agent.slots:
+        if not agent.in_idle:
+            agent.in_idle = True
+            state.idle[agent.kind].append(agent.name)
+    elif held < agent.slots + state.plan.prefetch and not agent.in_busy:
+        agent.in_busy = True
+        state.busy[agent.kind].append(agent.name)
+
+
+def release(state: State, agent: Agent, number: int) -> None:
+    """An agent holds `number` no more."""
+    del agent.held[number]
+    state.held -= 1
+    offer(state, agent)
+
+
+def dispatch(state: State, out: list[Effect]) -> None:
+    """Assign what can be assigned now."""
+    if not state.queued or state.phase != RUNNING or not state.admission_open:
+        return
+    _assign_from(state, state.idle, 0, out)
+    mean_s = state.attempt_mean_s
+    if state.plan.prefetch and state.queued >= state.ready and mean_s is not None and mean_s <= PREFETCH_ATTEMPT_S_MAX:
+        _assign_from(state, state.busy, state.plan.prefetch, out)
+
+
+def assignment(state: State, task: Task) -> Post:
+    """The message that gives `task` to the agent it is assigned to. Its id makes sending it again harmless."""
+    body = Assign(
+        number=task.number, attempt=task.attempt, incarnation=task.incarnation, input=task.input, timeout_s=task.timeout_s
+    )
+    return Post(task.agent, body, f"assign-{task.number}-{task.attempt}-{task.incarnation}")
+
+
+def _assign_from(state: State, lines: dict[str, deque[str]], extra: int, out: list[Effect]) -> None:
+    keep = state.ready if extra else 0  # near the end the last tasks are left to whoever is idle first
+    while state.queued > keep or (state.queued and not extra):
+        taken = _next(state, lines, extra)
+        if taken is None:
+            return
+        queue, agent = taken
+        line = lines[agent.kind]
+        line.popleft()
+        if extra:
+            agent.in_busy = False
+        else:
+            agent.in_idle = False
+        task = state.tasks[heappop(queue)]
+        state.queued -= 1
+        task.move("assigned")
+        task.attempt += 1
+        task.agent = agent.name
+        task.incarnation = state.workers[agent.worker].incarnation
+        task.assigned_s = state.now_s
+        agent.held[task.number] = task.attempt
+        state.held += 1
+        offer(state, agent)
+        out.append(assignment(state, task))
+
+
+def _next(state: State, lines: dict[str, deque[str]], extra: int) -> tuple[list[int], Agent] | None:
+    """The waiting task with the smallest number that some agent has room for, as its queue, and that agent."""
+    best: tuple[list[int], Agent] | None = None
+    for kind, queue in state.queues.items():
+        if queue and (best is None or queue[0] < best[0][0]):
+            for candidate in (kind,) if kind else state.kinds:
+                agent = _first_with_room(state, lines[candidate], extra)
+                if agent is not None:
+                    best = (queue, agent)
+                    break
+    return best
+
+
+def _first_with_room(state: State, line: deque[str], extra: int) -> Agent | None:
+    while line:
+        agent = state.agents[line[0]]
+        if agent.state == READY and agent.confirmed and len(agent.held) < agent.slots + extra:
+            return agent
+        line.popleft()
+        if extra:
+            agent.in_busy = False
+        else:
+            agent.in_idle = False
+    return None

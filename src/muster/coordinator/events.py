@@ -1,0 +1,248 @@
+"""The facts the coordinator's log is made of, and the effects it draws from them.
+
+Facts, not decisions, are logged: what an agent, the spawner, the operator or the clock told. Every decision (who gets which task, when a
+worker starts again, when the fleet ends) is derived from them by `machine.Machine.apply`, which is deterministic, so replaying the facts
+yields the same decisions again and their effects are simply not carried out a second time. That keeps the log small (an assignment
+costs no record) and makes "what is in the log" and "what was decided" one thing. A fact carries its time: the machine has no clock.
+
+Facts are past tense, tagged arrays; a tag is never used for anything else again, new fields go to the end with a default.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from muster.core import limits
+from muster.core.protocol import TaskInput
+
+Outcome = Literal["done", "failed", "timeout", "cancelled", "killed"]
+
+# --------------------------------------------------------------------------- facts
+
+
+class Fact(msgspec.Struct, array_like=True, frozen=True):
+    """Something that happened. `at_s`: seconds on the coordinator's clock, which never runs backwards within a log."""
+
+    at_s: float
+
+
+class WorkerPlan(msgspec.Struct, array_like=True, frozen=True):
+    """A worker and the agents it hosts, as (agent, kind)."""
+
+    worker: str
+    agents: list[tuple[str, str]]
+    restart: Literal["always", "on_failure", "never"] = "always"
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What of the fleet's specification decisions depend on. It stands in the log, so replay needs no other file."""
+
+    workers: list[WorkerPlan]
+    #: A run ends by itself when its input has ended and every task has.
+    run: bool = True
+    attempts_max: int = 1
+    deaths_max: int = limits.TASK_DEATHS_MAX
+    backoff_s: float = 0.5
+    backoff_max_s: float = 60.0
+    halt: Literal["never", "soon", "now"] = "never"
+    halt_after: int = 1
+    grace_s: float = limits.GRACE_S
+    prefetch: int = limits.PREFETCH
+    restarts_max: int = limits.RESTARTS_MAX
+    restart_period_s: float = limits.RESTART_PERIOD_S
+
+
+class FleetStarted(Fact, frozen=True, tag=1):
+    """A spawner started its first coordinator: nothing of an earlier life of this store is alive (the spawner has proven it)."""
+
+    plan: Plan
+    #: Size of the results file at that moment: lines behind it are this life's.
+    results_base_bytes: int = 0
+
+
+class TasksSubmitted(Fact, frozen=True, tag=2):
+    """Tasks came in. Numbers that are known already change nothing."""
+
+    tasks: list[TaskInput]
+
+
+class InputEnded(Fact, frozen=True, tag=3):
+    """No further tasks will come."""
+
+    total: int
+
+
+class WorkerStarted(Fact, frozen=True, tag=4):
+    """The spawner forked a worker."""
+
+    worker: str
+    incarnation: int
+    pid: int
+    start_time: int
+
+
+class WorkerExited(Fact, frozen=True, tag=5):
+    """A worker was reaped. Only with `survivors == 0` is its whole process tree proven dead; before that it holds its tasks."""
+
+    worker: str
+    incarnation: int
+    exit_status: int | None
+    signal: int | None
+    survivors: int = 0
+
+
+class AgentReady(Fact, frozen=True, tag=6):
+    """An agent joined, or answered the roll call `nonce`; `holding`: the (number, attempt) it has in hand."""
+
+    agent: str
+    incarnation: int
+    slots: int
+    holding: list[tuple[int, int]] = []
+    nonce: int | None = None
+
+
+class TaskEnded(Fact, frozen=True, tag=7, gc=False):
+    """An attempt ended and its process tree is gone. `detail`: the end of what it said on failure."""
+
+    agent: str
+    number: int
+    attempt: int
+    incarnation: int
+    outcome: Outcome
+    exit_status: int | None = None
+    signal: int | None = None
+    detail: str = ""
+
+
+class TaskRefused(Fact, frozen=True, tag=8, gc=False):
+    """An agent handed an attempt back unstarted."""
+
+    agent: str
+    number: int
+    attempt: int
+    incarnation: int
+    reason: Literal["drain", "stale"]
+
+
+class AgentDrained(Fact, frozen=True, tag=9, gc=False):
+    """An agent said its last word of this incarnation."""
+
+    agent: str
+    incarnation: int
+
+
+class StopRequested(Fact, frozen=True, tag=10):
+    """Somebody who may asked for the end of the fleet."""
+
+    mode: Literal["drain", "now"]
+    reason: str = ""
+
+
+class TimePassed(Fact, frozen=True, tag=11, gc=False):
+    """A moment that `Machine.due_s` named has come. Only such moments are logged."""
+
+
+class Recovered(Fact, frozen=True, tag=12):
+    """The coordinator was started again below the same spawner, which lists what is `alive`: (worker, incarnation, pid, start time).
+
+    `exited`: (worker, incarnation) whose `WorkerExited` follows. What is in neither list was never forked.
+    """
+
+    alive: list[tuple[str, int, int, int]]
+    exited: list[tuple[str, int]]
+    coordinator_restarts: int
+
+
+class AdmissionChanged(Fact, frozen=True, tag=13, gc=False):
+    """The way to the operator is jammed (False: assign nothing) or free again."""
+
+    is_open: bool
+
+
+class RecordingFailed(Fact, frozen=True, tag=14):
+    """The results file cannot be written: what is not recorded is not done, so the run stops."""
+
+    message: str
+
+
+class ResultsRebased(Fact, frozen=True, tag=15, gc=False):
+    """Lines of the results file behind `results_base_bytes` are this life's (the file is about to be rewritten)."""
+
+    results_base_bytes: int
+
+
+AnyFact = (
+    FleetStarted
+    | TasksSubmitted
+    | InputEnded
+    | WorkerStarted
+    | WorkerExited
+    | AgentReady
+    | TaskEnded
+    | TaskRefused
+    | AgentDrained
+    | StopRequested
+    | TimePassed
+    | Recovered
+    | AdmissionChanged
+    | RecordingFailed
+    | ResultsRebased
+)
+
+# --------------------------------------------------------------------------- effects
+
+
+class Post(msgspec.Struct):
+    """Send `body` to agent `to`. With a `message_id`, sending it again after a crash adds no second copy."""
+
+    to: str
+    body: msgspec.Struct
+    message_id: str | None = None
+    is_control: bool = False
+
+
+class Record(msgspec.Struct):
+    """Task `number` is over: write its line. `evidence` tells about attempts that left no result of their own."""
+
+    number: int
+    attempt: int
+    agent: str
+    outcome: str
+    input: Any = None
+    evidence: list[str] = []
+
+
+class SpawnWorker(msgspec.Struct):
+    """Ask the spawner for a worker."""
+
+    worker: str
+    incarnation: int
+
+
+class KillWorker(msgspec.Struct):
+    """Ask the spawner to signal a worker; `tree`: kill all of it and prove it."""
+
+    worker: str
+    incarnation: int
+    signal: int
+    tree: bool
+
+
+class Finish(msgspec.Struct):
+    """The fleet is over."""
+
+    exit_status: int
+    reason: Literal["complete", "halted", "stopped", "error"]
+    error: str | None = None
+
+
+class Noted(msgspec.Struct):
+    """Something a person may want to read about: an event name and its facts."""
+
+    event: str
+    facts: dict[str, Any]
+
+
+Effect = Post | Record | SpawnWorker | KillWorker | Finish | Noted

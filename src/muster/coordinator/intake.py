@@ -1,0 +1,144 @@
+"""Deliveries as facts. What a message may say depends on who sent it: a body is believed only from the sender its type belongs to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from muster.core.names import OPERATOR
+from muster.core.protocol import Drained, ExitSeen, InputEnd, Ready, Refused, Result, Stop, Submit
+from muster.coordinator import events as ev
+from muster.coordinator.tasks import NUMBER_MAX, UNKNOWN
+from muster.errors import BodyEncodingError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from muster.bus.delivery import Delivery
+    from muster.coordinator.shell import Shell
+
+#: Characters of a failed attempt's last words that go into the log.
+DETAIL_MAX = 200
+
+ResultsOfTurn = dict[tuple[int, int], tuple[Result, "Delivery"]]
+
+
+class Intake:
+    """What a turn has taken in: facts in order, results by (number, attempt), deliveries to ack once all is carried out."""
+
+    def __init__(self, shell: Shell) -> None:
+        self._shell = shell
+        self.facts: list[ev.AnyFact] = []
+        self.results: ResultsOfTurn = {}
+        self.acks: list[Delivery] = []
+        self.exits: list[ExitSeen] = []
+        self._makers: dict[str, Callable[[Delivery], None]] = {
+            "task.result": self._result,
+            "task.submit": self._submit,
+            "agent.ready": self._ready,
+            "task.refused": self._refused,
+            "agent.drained": self._drained,
+            "run.input_end": self._input_end,
+            "fleet.stop": self._stop,
+        }
+
+    def hand_over(self) -> tuple[list[ev.AnyFact], ResultsOfTurn, list[Delivery], list[ExitSeen]]:
+        """Everything taken in since the last call."""
+        taken = self.facts, self.results, self.acks, self.exits
+        self.facts, self.results, self.acks, self.exits = [], {}, [], []
+        return taken
+
+    def take(self, delivery: Delivery) -> None:
+        """Make a fact of a delivery, or pass it to the service that deals with its type; what nobody knows becomes a dead letter."""
+        make = self._makers.get(delivery.type)
+        try:
+            if make is not None:
+                make(delivery)
+                return
+            serve = self._shell.on_message.get(delivery.type)
+            if serve is not None:
+                serve(delivery)
+                self.acks.append(delivery)
+                return
+        except BodyEncodingError as error:
+            delivery.dead_letter(error.message)
+            return
+        delivery.dead_letter(f"the coordinator takes no messages of type {delivery.type!r}")
+
+    def _result(self, delivery: Delivery) -> None:
+        result = delivery.decode(Result)
+        shell = self._shell
+        if shell.replayed:
+            before = shell.replayed.get(result.number)
+            if before is not None and before.attempt == result.attempt and before.agent == delivery.sender:
+                shell.record_again(result, delivery)
+                return
+        key = (result.number, result.attempt)
+        if key in self.results:  # the same attempt twice in one turn: one is enough
+            self.acks.append(delivery)
+            return
+        self.results[key] = (result, delivery)
+        self.facts.append(
+            ev.TaskEnded(
+                shell.clock.now_s(), delivery.sender, result.number, result.attempt, result.incarnation, result.outcome,
+                result.exit_status, result.signal, "" if result.outcome == "done" else _last_words(result),
+            )  # fmt: skip
+        )
+
+    def _submit(self, delivery: Delivery) -> None:
+        tasks = delivery.decode(Submit).tasks
+        outcomes = self._shell.machine.state.outcomes
+        for task in tasks:
+            if not 0 < task.number <= NUMBER_MAX:
+                delivery.dead_letter(f"task number {task.number} is not between 1 and {NUMBER_MAX}; none of these tasks was accepted")
+                return
+            if outcomes.get(task.number) == UNKNOWN:
+                self._shell.outputs.expect(task.number)
+        self.facts.append(ev.TasksSubmitted(self._shell.clock.now_s(), tasks))
+        self.acks.append(delivery)
+
+    def _ready(self, delivery: Delivery) -> None:
+        ready = delivery.decode(Ready)
+        self.facts.append(
+            ev.AgentReady(
+                self._shell.clock.now_s(), delivery.sender, ready.incarnation, ready.slots, ready.holding, ready.nonce
+            )
+        )
+        self.acks.append(delivery)
+
+    def _refused(self, delivery: Delivery) -> None:
+        refused = delivery.decode(Refused)
+        self.facts.append(
+            ev.TaskRefused(
+                self._shell.clock.now_s(), delivery.sender, refused.number, refused.attempt, refused.incarnation, refused.reason
+            )
+        )
+        self.acks.append(delivery)
+
+    def _drained(self, delivery: Delivery) -> None:
+        drained = delivery.decode(Drained)
+        self.facts.append(ev.AgentDrained(self._shell.clock.now_s(), delivery.sender, drained.incarnation))
+        self.acks.append(delivery)
+
+    def _input_end(self, delivery: Delivery) -> None:
+        if self._is_operator(delivery):
+            self.facts.append(ev.InputEnded(self._shell.clock.now_s(), delivery.decode(InputEnd).total))
+            self.acks.append(delivery)
+
+    def _stop(self, delivery: Delivery) -> None:
+        if self._is_operator(delivery):
+            stop = delivery.decode(Stop)
+            self.facts.append(ev.StopRequested(self._shell.clock.now_s(), stop.mode, stop.reason))
+            self.acks.append(delivery)
+
+    @staticmethod
+    def _is_operator(delivery: Delivery) -> bool:
+        if delivery.sender == OPERATOR:
+            return True
+        delivery.dead_letter(f"only the operator may send {delivery.type!r}, not {delivery.sender}")
+        return False
+
+
+def _last_words(result: Result) -> str:
+    if result.error is not None:
+        return str(result.error.get("message", ""))[:DETAIL_MAX]
+    return result.stderr[-DETAIL_MAX:].decode(errors="replace").strip()

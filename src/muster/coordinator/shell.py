@@ -1,0 +1,321 @@
+"""The shell around the machine: one loop that takes in, writes down, carries out, acks. In that order, always.
+
+A turn: take a batch of deliveries and control messages, make facts of them, apply them, append the facts to the log, write the lines of
+ended tasks, carry out the effects, ack. A crash after any step loses nothing: what is not logged is redelivered, what is logged but not
+carried out is found again by recovery (see `events`). Guaranteed here: nothing is shown or acked as recorded that is not in log and file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from muster.core.protocol import TYPE_OF, Assign, ExitSeen, Result, StopFleet, WorkerList
+from muster.core.protocol import KillWorker as KillOrder
+from muster.core.protocol import SpawnWorker as SpawnOrder
+from muster.core.protocol import WorkerExited as ExitMessage
+from muster.core.protocol import WorkerStarted as StartMessage
+from muster.coordinator import events as ev
+from muster.coordinator.intake import Intake
+from muster.coordinator.outputs import OutputFlow, forget_files, output_of
+from muster.coordinator.results import ResultsFile, line_of, line_without_result
+from muster.errors import BodyTooLargeError, BusError, ResultsFileError, StoreFullError
+
+if TYPE_CHECKING:
+    from muster.bus.bus import Bus
+    from muster.bus.delivery import Delivery
+    from muster.coordinator.control import ControlSocket
+    from muster.coordinator.grants import Grants
+    from muster.coordinator.log import EventLog
+    from muster.coordinator.machine import Machine
+    from muster.coordinator.notes import Notes
+
+#: Deliveries taken in one turn: enough to share a log record, few enough to keep the spawner and the timers served.
+BATCH_MAX = 256
+#: Pause before a message that a full inbox or store refused is tried again, and before a full store is asked again for the log.
+RETRY_S = 0.05
+LOG_RETRY_S = 0.2
+
+
+class Clock:
+    """Seconds that start as wall time and go on as monotonic time, never behind what the log has seen."""
+
+    def __init__(self, not_before_s: float) -> None:
+        self._offset_s = max(time.time(), not_before_s) - time.monotonic()
+
+    def now_s(self) -> float:
+        """The time of a fact that happens now."""
+        return time.monotonic() + self._offset_s
+
+
+class Shell:
+    """Everything a turn needs. `finish` is set once the machine has ended the fleet."""
+
+    def __init__(
+        self, bus: Bus, machine: Machine, log: EventLog, results: ResultsFile | None, outputs: OutputFlow, notes: Notes
+    ) -> None:
+        self.bus, self.machine, self.log = bus, machine, log
+        self.results, self.outputs, self.notes = results, outputs, notes
+        self.clock = Clock(machine.state.now_s)
+        self.control: ControlSocket | None = None
+        self.grants: Grants | None = None
+        self.finish: ev.Finish | None = None
+        #: Records that were decided before this process began, by number: their deliveries may come again.
+        self.replayed: dict[int, ev.Record] = {}
+        self.in_file: set[int] = set()
+        #: Tasks that ended but could not be written to the results file.
+        self.unrecorded: dict[int, str] = {}
+        self.recorded_twice = 0
+        self.on_message: dict[str, Callable[[Delivery], None]] = {}
+        self.wake = asyncio.Event()
+        self.intake = Intake(self)
+        self._pending: dict[str, deque[ev.Post]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_due_s = 0.0
+        bus.on_wake(self.wake.set)
+
+    # ------------------------------------------------------------------ the loop
+
+    async def run(self) -> None:
+        """Turn after turn until the fleet has ended or the spawner is gone."""
+        while self.finish is None and not (self.control is not None and self.control.is_lost):
+            self.wake.clear()
+            if await self.turn():
+                await asyncio.sleep(0)  # the control socket, timers and services get their turn
+            else:
+                self._arm_timer()
+                await self.wake.wait()
+
+    async def turn(self) -> bool:
+        """One turn; True if there was anything to do."""
+        intake = self.intake
+        taken = 0
+        receive = self.bus.receive_nowait
+        while taken < BATCH_MAX:
+            delivery = receive()
+            if delivery is None:
+                break
+            intake.take(delivery)
+            taken += 1
+        if self.control is not None:
+            while self.control.received:
+                self.take_control(self.control.received.popleft())
+                taken += 1
+        self._retry_pending()
+        due_s = self.machine.due_s()
+        now_s = self.clock.now_s()
+        if due_s is not None and due_s <= now_s:
+            intake.facts.append(ev.TimePassed(now_s))
+        if self.outputs.waiting:
+            self.outputs.retry()
+        if self.outputs.is_jammed == self.machine.state.admission_open:
+            intake.facts.append(ev.AdmissionChanged(now_s, not self.outputs.is_jammed))
+        if taken or intake.facts:
+            await self.commit()
+        return bool(taken)
+
+    async def commit(self) -> None:
+        """Apply, write down, carry out and ack everything taken in."""
+        intake = self.intake
+        facts, results, acks, exits = intake.hand_over()
+        effects: list[ev.Effect] = []
+        apply = self.machine.apply
+        for fact in facts:
+            effects += apply(fact)
+        try:
+            self.log.append(facts)
+        except StoreFullError:
+            await self._until_logged()
+        records = [effect for effect in effects if effect.__class__ is ev.Record]
+        if records or results:
+            self._record(records, results)  # type: ignore[arg-type] -- the comprehension above chose them
+        for effect in effects:
+            if effect.__class__ is ev.Post:
+                self._post(effect)  # type: ignore[arg-type] -- as above: isinstance costs here, and this is the hot path
+            elif effect.__class__ is not ev.Record:
+                self._carry_out(effect)
+        for delivery in acks:
+            delivery.ack()
+        for seen in exits:
+            if self.control is not None:
+                self.control.send(seen)
+        if self.log.snapshot_due and self.outputs.is_settled and not self.unrecorded:
+            self.log.write_snapshot(self.machine.state)
+            self.replayed.clear()
+
+    async def _until_logged(self) -> None:
+        """The store is full: free the reserve, else wait for room. Nothing is carried out or acked meanwhile, nothing is lost."""
+        self.notes.write("store.full", reserve_freed=self.log.release_reserve())
+        while True:
+            try:
+                self.log.flush()
+                return
+            except StoreFullError:
+                await asyncio.sleep(LOG_RETRY_S)
+
+    def _arm_timer(self) -> None:
+        due_s = self.machine.due_s()
+        delay_s = None if due_s is None else max(0.0, due_s - self.clock.now_s())
+        if self._pending or self.outputs.waiting:
+            delay_s = RETRY_S if delay_s is None else min(delay_s, RETRY_S)
+        if self._timer is not None:
+            self._timer.cancel()
+        loop = asyncio.get_running_loop()
+        self._timer = None if delay_s is None else loop.call_later(delay_s, self.wake.set)
+
+    # ------------------------------------------------------------------ recording
+
+    def _record(self, records: list[ev.Record], results: dict[tuple[int, int], tuple[Result, Delivery]]) -> None:
+        """Write the lines of ended tasks, then pass their outputs on. A delivery whose line is not on disk stays open."""
+        lines: list[bytes] = []
+        ended: list[tuple[ev.Record, Result | None, Delivery | None]] = []
+        for record in records:
+            result, delivery = results.pop((record.number, record.attempt), (None, None))
+            ended.append((record, result, delivery))
+            if self.results is not None:
+                lines.append(
+                    line_of(record.input, record.agent, result)
+                    if result is not None
+                    else line_without_result(record.number, record.attempt, record.agent, record.input, record.evidence)
+                )
+        if lines and not self._write_lines(lines):
+            for record, _, _ in ended:
+                self.unrecorded[record.number] = record.outcome
+            ended = []
+        outputs = self.outputs
+        for record, result, delivery in ended:
+            body = output_of(result, record.agent) if result is not None else None
+            outputs.end(record.number, body, delivery)
+            if body is None and result is not None:
+                forget_files(result)
+        for result, delivery in results.values():  # attempts that end nothing: to be tried again, or stale
+            forget_files(result)
+            delivery.ack()
+
+    def _write_lines(self, lines: list[bytes]) -> bool:
+        assert self.results is not None
+        try:
+            self.results.append(lines)
+        except ResultsFileError as error:
+            if not self.unrecorded:
+                self.notes.write("results.failed", message=error.message)
+                self.intake.facts.append(ev.RecordingFailed(self.clock.now_s(), error.message))
+                self.wake.set()
+            return False
+        return True
+
+    def record_again(self, result: Result, delivery: Delivery) -> None:
+        """A result that was decided on before a crash came again: make sure of its line, then of its output."""
+        record = self.replayed[result.number]
+        if self.results is not None and record.number not in self.in_file:
+            if not self._write_lines([line_of(record.input, record.agent, result)]):
+                self.unrecorded[record.number] = record.outcome
+                return
+            self.in_file.add(record.number)
+        self.outputs.end(result.number, output_of(result, record.agent), delivery)
+
+    def record_dead_again(self) -> None:
+        """After a replay: lines of tasks that ended without a result and were not written before the crash."""
+        dead = [record for record in self.replayed.values() if record.outcome == "dead" and record.number not in self.in_file]
+        lines = [line_without_result(r.number, r.attempt, r.agent, r.input, r.evidence) for r in dead]
+        if lines and self.results is not None and self._write_lines(lines):
+            self.in_file.update(record.number for record in dead)
+
+    # ------------------------------------------------------------------ effects
+
+    def _post(self, post: ev.Post) -> None:
+        queue = self._pending.get(post.to)
+        if queue is not None:
+            queue.append(post)
+        elif not self._try(post):
+            self._pending[post.to] = deque([post])
+            self.wake.set()
+
+    def _try(self, post: ev.Post) -> bool:
+        body = post.body
+        try:
+            self.bus.post(
+                post.to,
+                body,
+                type=TYPE_OF[body.__class__],
+                priority="control" if post.is_control else "normal",
+                message_id=post.message_id,
+            )
+        except BodyTooLargeError as error:
+            if isinstance(body, Assign):  # no agent can ever be given it: it fails like an attempt that failed
+                ended = ev.TaskEnded(
+                    self.clock.now_s(), post.to, body.number, body.attempt, body.incarnation, "failed", None, None, error.message
+                )
+                self.intake.facts.append(ended)
+                self.wake.set()
+        except BusError:  # no credit or no room: kept, and tried again in its order
+            return False
+        return True
+
+    def _retry_pending(self) -> None:
+        for to in list(self._pending):
+            queue = self._pending[to]
+            while queue and self._try(queue[0]):
+                queue.popleft()
+            if not queue:
+                del self._pending[to]
+
+    def forget_pending(self, agent: str) -> None:
+        """Orders to an incarnation that is dead are not worth sending."""
+        self._pending.pop(agent, None)
+
+    def _carry_out(self, effect: ev.Effect) -> None:
+        if isinstance(effect, ev.Finish):
+            self.finish = effect
+        elif isinstance(effect, ev.Noted):
+            self.notes.write(effect.event, **effect.facts)
+        elif self.control is None:
+            return
+        elif isinstance(effect, ev.SpawnWorker):
+            grants = self.grants
+            assert grants is not None
+            agents = self.machine.state.workers[effect.worker].agents
+            worker, incarnation = effect.worker, effect.incarnation
+            self.control.send(
+                SpawnOrder(worker=worker, incarnation=incarnation), lambda: grants.grant(worker, incarnation, agents)
+            )
+        elif isinstance(effect, ev.KillWorker):
+            self.control.send(
+                KillOrder(worker=effect.worker, incarnation=effect.incarnation, signal=effect.signal, tree=effect.tree)
+            )
+
+    # ------------------------------------------------------------------ the spawner's words
+
+    def take_control(self, message: Any) -> None:
+        """Turn a control message into facts."""
+        now_s = self.clock.now_s()
+        facts = self.intake.facts
+        if isinstance(message, StartMessage):
+            facts.append(ev.WorkerStarted(now_s, message.worker, message.incarnation, message.pid, message.start_time))
+        elif isinstance(message, ExitMessage):
+            self.take_exit(message)
+        elif isinstance(message, StopFleet):
+            facts.append(ev.StopRequested(now_s, message.mode, message.reason))
+        elif isinstance(message, WorkerList):
+            self.notes.write("spawner.listed_twice")
+
+    def take_exit(self, message: ExitMessage) -> None:
+        """A worker is dead. What its agents had stored before counts first: a stored result is never run again."""
+        self.drain_worker(message.worker)
+        self.intake.facts.append(
+            ev.WorkerExited(
+                self.clock.now_s(), message.worker, message.incarnation, message.exit_status, message.signal, len(message.survivors)
+            )
+        )
+        self.intake.exits.append(ExitSeen(worker=message.worker, incarnation=message.incarnation))
+
+    def drain_worker(self, name: str) -> None:
+        """Take everything the agents of a dead worker have stored for us."""
+        worker = self.machine.state.workers.get(name)
+        for agent in worker.agents if worker is not None else ():
+            self.forget_pending(agent)
+            for delivery in self.bus.drain_sender(agent):
+                self.intake.take(delivery)

@@ -1,0 +1,224 @@
+"""Everything the coordinator knows, as plain data: `Machine` changes it, `snapshot`/`load` carry it over a restart.
+
+Dicts keep the order of the plan, queues are heaps and deques: nothing depends on the order of a set or on a hash.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import Any
+
+import msgspec
+
+from muster.coordinator.events import Plan
+from muster.coordinator.tasks import Outcomes, Task
+
+#: Version of the snapshot and of the facts. A log of another version is refused.
+FORMAT = 1
+
+# Phases of a fleet.
+WAITING, RUNNING, DRAINING, ENDED = "waiting", "running", "draining", "ended"
+# States of a worker. `dying`: reaped, but some of its process tree lives. `waiting`: for its next start.
+ABSENT, STARTING, ALIVE, DYING, PAUSED, GONE, QUARANTINED = "absent", "starting", "alive", "dying", "waiting", "gone", "quarantined"
+LIVE = (STARTING, ALIVE, DYING)
+# States of an agent.
+READY, DRAINED = "ready", "drained"
+
+
+class Worker(msgspec.Struct, array_like=True):
+    """One worker of the plan, whatever process it is at the moment."""
+
+    name: str
+    agents: list[str]
+    restart: str
+    state: str = ABSENT
+    incarnation: int = 0
+    pid: int = 0
+    start_time: int = 0
+    restart_at_s: float = 0.0
+    #: Times of the restarts within the current period.
+    restarts_s: list[float] = []
+    restarts: int = 0
+    last_exit: str = ""
+
+
+class Agent(msgspec.Struct, array_like=True):
+    """One identity. `held`: number -> attempt in the order of assignment; the first `slots` of them run, the rest waits there."""
+
+    name: str
+    kind: str
+    worker: str
+    state: str = ABSENT
+    slots: int = 1
+    held: dict[int, int] = {}
+    #: False from a roll call until its answer: what it holds is not known for sure, so nothing new is assigned to it.
+    confirmed: bool = True
+    in_idle: bool = False
+    in_busy: bool = False
+    done: int = 0
+    failed: int = 0
+
+
+class Counters(msgspec.Struct, array_like=True):
+    """What was counted since the store was made."""
+
+    submitted: int = 0
+    done: int = 0
+    failed: int = 0
+    dead: int = 0
+    attempts_failed: int = 0
+    worker_deaths: int = 0
+    reassigned: int = 0
+    handed_back: int = 0
+    stale_refused: int = 0
+    restarts: int = 0
+    coordinator_restarts: int = 0
+
+
+class Ending(msgspec.Struct, array_like=True):
+    """How and why the fleet is coming to its end."""
+
+    reason: str = ""
+    text: str = ""
+    now: bool = False
+    error: str | None = None
+    deadline_s: float | None = None
+    killed: bool = False
+
+
+class LatencyHistogram:
+    """Counts in buckets that grow by 2^(1/8): a quantile is at most 4.5 % off, whatever the scale (as HdrHistogram does, G. Tene)."""
+
+    STEPS = 8
+    SMALLEST_S = 1e-5
+    __slots__ = ("counts",)
+
+    def __init__(self, counts: list[int] | None = None) -> None:
+        self.counts = counts or [0] * (36 * self.STEPS)
+
+    def add(self, value_s: float) -> None:
+        """Count one value; what is beyond the ends is counted at the ends (10 µs, a week)."""
+        at = int(math.log2(value_s / self.SMALLEST_S) * self.STEPS) if value_s > self.SMALLEST_S else 0
+        self.counts[min(at, len(self.counts) - 1)] += 1
+
+    def quantile_s(self, q: float) -> float | None:
+        """The value that a share `q` of all values does not exceed; None if there is none."""
+        total = sum(self.counts)
+        if not total:
+            return None
+        rank, seen = q * total, 0
+        for at, count in enumerate(self.counts):
+            seen += count
+            if seen >= rank and count:
+                return float(self.SMALLEST_S * 2 ** ((at + 0.5) / self.STEPS))
+        return None  # pragma: no cover - the loop reaches the total
+
+
+class State:
+    """All of it. Fields are changed by `Machine` only."""
+
+    def __init__(self, plan: Plan | None = None) -> None:
+        self.phase = WAITING
+        self.plan = plan or Plan(workers=[])
+        self.started_s = 0.0
+        self.life = 0  # how often a spawner started this store
+        self.now_s = 0.0
+        self.tasks: dict[int, Task] = {}
+        self.outcomes = Outcomes()
+        self.counters = Counters()
+        self.workers: dict[str, Worker] = {}
+        self.agents: dict[str, Agent] = {}
+        self.queues: dict[str, list[int]] = {"": []}
+        self.kinds: list[str] = []
+        self.idle: dict[str, deque[str]] = {}
+        self.busy: dict[str, deque[str]] = {}
+        #: (due, what, key): "task" number, "worker" name, "kill" or "give_up" of a drain. Checked when due, never removed early.
+        self.timers: list[tuple[float, str, Any]] = []
+        self.queued = 0
+        self.live_workers = 0
+        #: Agents that have joined and are not draining; tasks in the hands of agents.
+        self.ready = 0
+        self.held = 0
+        #: Kinds none of whose workers will ever run again.
+        self.kinds_out: list[str] = []
+        self.input_ended = False
+        self.input_total: int | None = None
+        self.admission_open = True
+        self.roll = 0
+        self.ending = Ending()
+        self.ready_s: float | None = None
+        self.attempt_mean_s: float | None = None
+        self.latency = LatencyHistogram()
+        self.results_base_bytes = 0
+
+
+class Snapshot(msgspec.Struct, array_like=True):
+    """The state as it is stored."""
+
+    format: int
+    scalars: dict[str, Any]
+    plan: Plan
+    tasks: list[Task]
+    outcomes: bytes
+    counters: Counters
+    workers: list[Worker]
+    agents: list[Agent]
+    queues: dict[str, list[int]]
+    idle: dict[str, list[str]]
+    busy: dict[str, list[str]]
+    timers: list[tuple[float, str, int | str]]
+    ending: Ending
+    latency: list[int]
+
+
+_SCALARS = (
+    "phase", "started_s", "life", "now_s", "live_workers", "input_ended", "input_total", "admission_open", "roll", "ready_s",
+    "attempt_mean_s", "results_base_bytes", "ready", "held", "kinds_out",
+)  # fmt: skip
+_decoder = msgspec.msgpack.Decoder(Snapshot)
+
+
+def snapshot(state: State) -> bytes:
+    """The state as bytes; `load` gives an equal state, equal also in every future decision."""
+    return msgspec.msgpack.encode(
+        Snapshot(
+            format=FORMAT,
+            scalars={name: getattr(state, name) for name in _SCALARS},
+            plan=state.plan,
+            tasks=list(state.tasks.values()),
+            outcomes=bytes(state.outcomes.codes),
+            counters=state.counters,
+            workers=list(state.workers.values()),
+            agents=list(state.agents.values()),
+            queues=state.queues,
+            idle={kind: list(names) for kind, names in state.idle.items()},
+            busy={kind: list(names) for kind, names in state.busy.items()},
+            timers=state.timers,
+            ending=state.ending,
+            latency=state.latency.counts,
+        )
+    )
+
+
+def load(data: bytes) -> State:
+    """The state that `snapshot` wrote. Raises msgspec.ValidationError or ValueError for anything else."""
+    stored = _decoder.decode(data)
+    if stored.format != FORMAT:
+        raise ValueError(f"the snapshot has format {stored.format}, this version reads {FORMAT}")
+    state = State(stored.plan)
+    for name, value in stored.scalars.items():
+        setattr(state, name, value)
+    state.tasks = {task.number: task for task in stored.tasks}
+    state.outcomes = Outcomes(stored.outcomes)
+    state.counters, state.ending = stored.counters, stored.ending
+    state.workers = {worker.name: worker for worker in stored.workers}
+    state.agents = {agent.name: agent for agent in stored.agents}
+    state.queues = stored.queues
+    state.kinds = list(stored.idle)
+    state.idle = {kind: deque(names) for kind, names in stored.idle.items()}
+    state.busy = {kind: deque(names) for kind, names in stored.busy.items()}
+    state.timers = list(stored.timers)
+    state.queued = sum(map(len, state.queues.values()))
+    state.latency = LatencyHistogram(stored.latency)
+    return state
