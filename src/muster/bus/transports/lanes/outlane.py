@@ -118,7 +118,15 @@ class OutLane:
         seq = self._writer.settle()
         if seq > self.peer.credit:
             self._refuse_without_credit(seq)
-        self._writer.commit(encode_frame(out, self.lane_id, seq, key))
+        content = encode_frame(out, self.lane_id, seq, key)
+        try:
+            self._writer.commit(content)
+        except StoreFullError:
+            # The last segment is full and cannot be left without a successor; if all of it is acked, it makes room for one.
+            if self.peer.confirmed_base() < seq - 1 or seq == 1:
+                raise
+            self._writer.drop_all()
+            self._writer.commit(content)
         if out.explicit:
             self._remember(out.message_id, seq)
         self.ring_if_due(seq)

@@ -64,6 +64,11 @@ def parse_header(header: bytes) -> tuple[bytes, int, int] | None:
     return lane_id, first_seq, size
 
 
+def _whole_pages(length: int) -> int:
+    """Bytes of the smallest segment that holds a frame of `length` and the word behind it."""
+    return (HEADER_BYTES + 8 + padded(length) + 8 + 4095) & ~4095
+
+
 class SegmentWriter:
     """Appends frames to one directory. Exactly one process may hold it (the caller has the lock).
 
@@ -187,29 +192,48 @@ class SegmentWriter:
         self.next_seq = seq + 1
         return seq
 
+    def _allocate(self, path: str, first: int, size: int, length: int) -> tuple[int, int]:
+        """A prepared segment of `size` bytes, or of the least that holds the frame if the store has no more; (descriptor, size)."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)  # our own, of a call that was interrupted
+        least = max(limits.SEGMENT_BYTES_FIRST, _whole_pages(length))
+        for wanted in dict.fromkeys((size, least)):
+            header = _HEADER.pack(MAGIC, self._lane_id, first, wanted, 0, 0)[:40]
+            header += struct.pack("<II", _crc32(header), VERSION)
+            try:
+                return allocate(path, wanted, header), wanted
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM):
+                    raise
+        raise StoreFullError(
+            f"the store has no room for another {least:,} bytes", retry_after_s=limits.STORE_FULL_RETRY_S, path=self._directory
+        )
+
+    def drop_all(self) -> None:
+        """Seal and unlink every segment: only when each of their frames is finalised, and only to make room in a full store.
+
+        The lane is then sealed without a successor, which readers take for "not yet"; numbers go on where they were.
+        """
+        if self._map is None:
+            return
+        if not self._sealed_tail:
+            self._words[self._at >> 3] = commit_word(self._crc, self.next_seq, 0, SEAL)
+        self.reclaim(self.next_seq - 1)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{self._directory}/{segment_name(self._first)}")
+        self._unmap()
+        self._size = 0
+
     def _next_size(self, length: int) -> int:
         calm = self.backlog < 64
         grown = min(self._size * 2, CALM_BYTES_MAX if calm else limits.SEGMENT_BYTES_MAX) if self._size else limits.SEGMENT_BYTES_FIRST
-        need = HEADER_BYTES + 8 + padded(length) + 8
-        return max(grown, limits.SEGMENT_BYTES_FIRST, (need + 4095) & ~4095)
+        return max(grown, limits.SEGMENT_BYTES_FIRST, _whole_pages(length))
 
     def _roll(self, length: int) -> None:
         """Prepare the new segment, seal the old one, then rename: in this order no reader can wait in the wrong file."""
-        size, first = self._next_size(length), self.next_seq
-        header = _HEADER.pack(MAGIC, self._lane_id, first, size, 0, 0)[:40]
-        header += struct.pack("<II", _crc32(header), VERSION)
+        first = self.next_seq
         temporary = f"{self._directory}/tmp-{os.getpid()}-{first}"
-        try:
-            fd = allocate(temporary, size, header)
-        except FileExistsError:
-            os.unlink(temporary)  # our own, of a call that was interrupted
-            fd = allocate(temporary, size, header)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM):
-                raise StoreFullError(
-                    f"the store has no room for another {size:,} bytes", retry_after_s=limits.STORE_FULL_RETRY_S, path=self._directory
-                ) from None
-            raise
+        fd, size = self._allocate(temporary, first, self._next_size(length), length)
         try:
             populate = mmap.MAP_POPULATE if hasattr(mmap, "MAP_POPULATE") and size <= CALM_BYTES_MAX else 0
             mapped = mmap.mmap(fd, size, flags=mmap.MAP_SHARED | populate)
