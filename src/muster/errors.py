@@ -40,7 +40,10 @@ class MusterError(Exception):
 
     def as_dict(self) -> dict[str, object]:
         """The error as a JSON-ready object: code, message, retry_after_s and its facts."""
-        facts = {key: value if isinstance(value, int | float | str | None) else str(value) for key, value in self.facts.items()}
+        facts = {
+            key: value if isinstance(value, int | float | str | None) else str(value)
+            for key, value in self.facts.items()
+        }
         return {"code": self.code, "message": self.message, "retry_after_s": self.retry_after_s, **facts}
 
 

@@ -31,7 +31,9 @@ class Joining:
     async def _open(self) -> Bus:
         store = self._place()
         add_agent(store, self._agent)
-        self._bus = await Bus.open(store, self._agent, Keyring.from_master(load_master(store), self._agent), wait_s=self._wait_s)
+        self._bus = await Bus.open(
+            store, self._agent, Keyring.from_master(load_master(store), self._agent), wait_s=self._wait_s
+        )
         return self._bus
 
     def _place(self) -> Path:
@@ -57,12 +59,16 @@ class Joining:
     async def __aenter__(self) -> Bus:
         return await self._open()
 
-    async def __aexit__(self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
         if self._bus is not None:
             await self._bus.close()
 
 
-def join(agent: str, *, fleet: str | None = None, store: str | os.PathLike[str] | None = None, wait_s: float = 0.0) -> Joining:
+def join(
+    agent: str, *, fleet: str | None = None, store: str | os.PathLike[str] | None = None, wait_s: float = 0.0
+) -> Joining:
     """Take an identity on a fleet's bus; the agent is put on the roster if it is new, and the store is made if there is none.
 
     Args:

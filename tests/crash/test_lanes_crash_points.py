@@ -141,7 +141,11 @@ def test_a_recipient_killed_at_any_call_finalises_each_message_once(tmp_path: Pa
         bus.transport.close()
         finished, died = run_and_die(receive_many, store, at, after=after)
         rest = drain(store)
-        dead = {int(name.rpartition(".")[2]) - 1 for name in os.listdir(store / "agents/bob/inbox/dead") if not name.startswith("tmp-")}
+        dead = {
+            int(name.rpartition(".")[2]) - 1
+            for name in os.listdir(store / "agents/bob/inbox/dead")
+            if not name.startswith("tmp-")
+        }
         assert not set(finished) & set(rest), f"call {at}: finalised twice {set(finished) & set(rest)}"
         # One message may be finished without having been reported, or its letter stored without its verdict: it is then here or there.
         missing = set(range(COUNT)) - set(finished) - set(rest)
@@ -156,7 +160,9 @@ def test_a_death_between_the_frame_and_its_commit_word_leaves_the_frame_invisibl
     if pid == 0:
         bus = Bus(transport(store, "alice"))
         bus.post("bob", [0, BODY])
-        segment.barrier = lambda: os.kill(os.getpid(), signal.SIGKILL)  # the barrier stands right before the commit store
+        segment.barrier = lambda: os.kill(
+            os.getpid(), signal.SIGKILL
+        )  # the barrier stands right before the commit store
         bus.post("bob", [1, BODY])
         os._exit(0)
     os.waitpid(pid, 0)
@@ -166,7 +172,9 @@ def test_a_death_between_the_frame_and_its_commit_word_leaves_the_frame_invisibl
     assert drain(store) == [0, 2]
 
 
-def test_an_exception_right_after_the_commit_does_not_let_the_next_send_overwrite_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exception_right_after_the_commit_does_not_let_the_next_send_overwrite_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A signal handler that raises between the commit store and the move of the cached tail: the frame is accepted and stays."""
     store = fresh(tmp_path, "signal")
     bus = Bus(transport(store, "alice"))

@@ -55,7 +55,14 @@ def test_the_cursor_page_of_the_document_is_the_one_of_the_code() -> None:
 
 def test_the_segment_header_of_the_document_is_the_one_of_the_code() -> None:
     offsets = {row[1]: int(row[0]) for row in table("Segments", level="##")}
-    assert offsets == {"magic": 0, "lane_id": 8, "first_seq": 24, "segment_bytes": 32, "header_check": 40, "frames": segment.HEADER_BYTES}
+    assert offsets == {
+        "magic": 0,
+        "lane_id": 8,
+        "first_seq": 24,
+        "segment_bytes": 32,
+        "header_check": 40,
+        "frames": segment.HEADER_BYTES,
+    }
 
 
 def test_the_frame_fields_of_the_document_add_up_to_the_header_of_the_code() -> None:
@@ -87,7 +94,8 @@ def test_a_word_survives_only_whole() -> None:
         assert value_of(word(value)) == value
     old, new = word(255).to_bytes(8, "little"), word(256).to_bytes(8, "little")
     accepted = {
-        value_of(int.from_bytes(bytes(old[i] if mask >> i & 1 else new[i] for i in range(8)), "little")) for mask in range(256)
+        value_of(int.from_bytes(bytes(old[i] if mask >> i & 1 else new[i] for i in range(8)), "little"))
+        for mask in range(256)
     }
     assert accepted == {None, 255, 256}, "no mixture of two values' bytes passes the check"
 

@@ -54,7 +54,9 @@ def only_segment(store: Path, sender: str, recipient: str) -> Path:
     return directory / segment.segment_name(segment.list_segments(str(directory))[-1])
 
 
-def test_a_message_signed_with_another_pairs_key_is_quarantined_and_the_next_is_delivered(store: Path, join: Opened) -> None:
+def test_a_message_signed_with_another_pairs_key_is_quarantined_and_the_next_is_delivered(
+    store: Path, join: Opened
+) -> None:
     master = load_master(store)
     stolen = grant_for(master, "mallory", ["bob"]).pair_keys  # mallory's own edge, used to speak as alice
     forger = join("alice", Keyring("alice", b"r" * 32, edges=stolen))
@@ -79,7 +81,9 @@ def test_an_agent_without_the_edges_key_cannot_send_at_all(store: Path, join: Op
 
 
 @pytest.mark.parametrize("at", [8, 12, 30, 40, 60, 80, 100, 120])
-def test_one_flipped_bit_anywhere_in_a_frame_is_not_delivered_and_harms_no_neighbour(store: Path, join: Opened, at: int) -> None:
+def test_one_flipped_bit_anywhere_in_a_frame_is_not_delivered_and_harms_no_neighbour(
+    store: Path, join: Opened, at: int
+) -> None:
     alice = join("alice")
     alice.post("bob", "victim" * 10)
     alice.post("bob", "neighbour")
@@ -194,7 +198,9 @@ def test_a_missing_store_is_a_sentence_not_a_traceback(tmp_path: Path) -> None:
         open_store(tmp_path / "nothing")
 
 
-def test_an_identity_held_by_another_process_is_refused_with_its_pid_and_freed_by_its_death(store: Path, join: Opened) -> None:
+def test_an_identity_held_by_another_process_is_refused_with_its_pid_and_freed_by_its_death(
+    store: Path, join: Opened
+) -> None:
     code = (
         "import sys, time; from pathlib import Path; from muster.bus.transports.lanes.transport import LanesTransport;"
         "from muster.security.keys import Keyring, load_master; s = Path(sys.argv[1]);"

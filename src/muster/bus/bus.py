@@ -9,20 +9,13 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from muster.bus import groups
 from muster.bus.delivery import Delivery, Receipt
+from muster.bus.envelope import outgoing
+from muster.bus.waiting import LOOK_AGAIN_S, Waiters
 from muster.core import limits
-from muster.core.codec import Outgoing, encode_extras
-from muster.core.ids import explicit_id, new_id, show_id
-from muster.core.message import (
-    EXTRA_CAUSATION,
-    EXTRA_CORRELATION,
-    EXTRA_MESSAGE_ID,
-    EXTRA_REPLY_TO,
-    EXTRA_TRACEPARENT,
-    Message,
-    encode_body,
-)
-from muster.errors import AskTimeoutError, BusClosedError, BusError, ForbiddenError, InboxFullError, UnknownAgentError, UsageError
+from muster.core.message import EXTRA_CORRELATION, EXTRA_REPLY_TO, Message
+from muster.errors import AskTimeoutError, BusClosedError, BusError, InboxFullError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection
@@ -31,23 +24,8 @@ if TYPE_CHECKING:
     from muster.bus.transport import BusStats, Inbound, Transport
     from muster.security.keys import Keyring
 
-_FINAL = frozenset({"acked", "dead", "expired", "evicted", "damaged", "forged", "finalised"})
 #: Immediate receives in a row before other tasks of the loop get a turn.
 _TURN = 64
-#: A bus that does not consume has no bell: it looks again at this pace while it waits for an ack.
-_LOOK_AGAIN_S = 0.01
-_types: dict[str, bytes] = {}
-
-
-def _type_bytes(name: str) -> bytes:
-    raw = _types.get(name)
-    if raw is None:
-        raw = name.encode()
-        if not 0 < len(raw) <= limits.TYPE_BYTES_MAX or not name.isprintable():
-            raise UsageError(f"a message type is 1 to {limits.TYPE_BYTES_MAX} printable bytes, not {name!r:.100}")
-        if len(_types) < 1024:
-            _types[name] = raw
-    return raw
 
 
 class Bus:
@@ -61,11 +39,12 @@ class Bus:
         self._in_hand: dict[int, Inbound] = {}
         self._local: deque[Inbound] = deque()  # given back, or control messages met while pumping replies
         self._asks: dict[str, asyncio.Future[Message]] = {}
-        self._receivers: list[asyncio.Future[None]] = []
-        self._ack_waiters: list[asyncio.Future[None]] = []
-        self._awaited: dict[tuple[str, bool], list[int]] = {}
+        self._receivers = Waiters()
+        self._ack_waiters = Waiters()
+        self._awaited: dict[tuple[str, bool], list[int]] = {}  # numbers whose verdict is awaited, per lane
         self._timers: set[asyncio.TimerHandle] = set()
         self._tick_handle: asyncio.TimerHandle | None = None
+        self._tick_s = limits.RERING_S
         self._in_row = 0
         self._wakers: list[Callable[[], None]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -73,7 +52,7 @@ class Bus:
             self._loop = asyncio.get_running_loop()
         if self._loop is not None and transport.fileno() >= 0:
             self._loop.add_reader(transport.fileno(), self._on_bell)
-            self._later(limits.SWEEP_S * random.uniform(0.75, 1.25), self._sweep)  # noqa: S311 -- jitter
+            self._later(limits.SWEEP_S * random.uniform(0.75, 1.25), self._sweep)
 
     @classmethod
     async def open(
@@ -94,7 +73,7 @@ class Bus:
             except BusError as error:
                 if error.code != "bus.identity_busy" or time.monotonic() >= deadline:
                     raise
-            await asyncio.sleep(_LOOK_AGAIN_S)
+            await asyncio.sleep(LOOK_AGAIN_S)
 
     @property
     def stats(self) -> BusStats:
@@ -102,55 +81,17 @@ class Bus:
 
     # ------------------------------------------------------------------ sending
 
-    def post(  # noqa: PLR0913 -- the envelope's fields, keyword-only
-        self,
-        to: str,
-        body: object = None,
-        *,
-        type: str = "message",  # noqa: A002 -- the envelope's own word
-        priority: str = "normal",
-        message_id: str | None = None,
-        expires_in_s: float | None = None,
-        correlation_id: str | None = None,
-        causation_id: str | None = None,
-        reply_to: str | None = None,
-        traceparent: str | None = None,
-        hops: int = 0,
-    ) -> Receipt:
-        """Store one message for `to` and return at once; see `send` for promises and errors. The hot path."""
+    def post(self, to: str, body: object = None, **envelope: Any) -> Receipt:
+        """Store one message for `to` and return at once; see `send` for the envelope, promises and errors. The hot path."""
         if self.closed:
             raise BusClosedError("this bus is closed")
-        raw, content = encode_body(body)
-        created = time.time_ns()
-        out = Outgoing(new_id(), _type_bytes(type), raw, content, created)
-        extras: dict[int, str] = {}
-        if message_id is not None:
-            out.message_id, out.explicit = explicit_id(message_id), True
-            extras[EXTRA_MESSAGE_ID] = message_id
-        if expires_in_s is not None:
-            out.expires_ns = created + int(expires_in_s * 1e9)
-        if priority != "normal":
-            if priority != "control":
-                raise UsageError(f"priority is 'normal' or 'control', not {priority!r}")
-            out.control = True
-        if hops:
-            if hops > limits.HOPS_MAX:
-                self.stats.hops_refused += 1
-                raise ForbiddenError(f"this chain of messages has {hops} hops, more than {limits.HOPS_MAX}: it looks like an echo storm")
-            out.hops = hops
-        for tag, text in (
-            (EXTRA_CORRELATION, correlation_id), (EXTRA_CAUSATION, causation_id),
-            (EXTRA_REPLY_TO, reply_to), (EXTRA_TRACEPARENT, traceparent),
-        ):  # fmt: skip
-            if text is not None:
-                extras[tag] = text
-        if extras:
-            out.extras = encode_extras(extras)
+        out = outgoing(body, **envelope)
         try:
             seq = self.transport.put(to, out)
         except InboxFullError:
             self.stats.refused_full += 1
             raise
+        self._tick_s = limits.RERING_S
         if self._tick_handle is None and self._loop is not None:
             self._tick_handle = self._loop.call_later(limits.RERING_S, self._tick)
         return Receipt(self, to, seq, out.message_id, control=out.control)
@@ -191,7 +132,9 @@ class Bus:
                     raise
                 await self._next_ack(min(remaining, error.retry_after_s or limits.INBOX_FULL_RETRY_S))
 
-    async def ask(self, to: str, body: object = None, *, type: str = "ask", timeout_s: float = 30.0, **envelope: Any) -> Message:  # noqa: A002
+    async def ask(
+        self, to: str, body: object = None, *, type: str = "ask", timeout_s: float = 30.0, **envelope: Any
+    ) -> Message:
         """Send a request and wait for the reply that names it.
 
         Raises:
@@ -235,27 +178,7 @@ class Bus:
 
     def members(self, group: str) -> list[str]:
         """The agents of a group, without this one. Raises UnknownAgentError."""
-        from muster.core import spec as specs
-        from muster.core.names import COORDINATOR, OPERATOR, group_name
-
-        if not group.startswith("@"):
-            raise UnknownAgentError(f"a group begins with '@', as in '@workers'; {group!r} does not", agent=group)
-        name, everybody = group_name(group), self.transport.roster()
-        chosen: list[str] = []
-        if name == "all":
-            chosen = everybody
-        elif self.store is not None and (self.store / "spec.json").exists():
-            from muster.bus.store import read_spec
-
-            spec = read_spec(self.store)
-            kinds = [kind for kind in spec.agents if name in ("workers", kind.name)]
-            chosen = [agent for kind in kinds for agent in kind.agent_ids()] if kinds else []
-            chosen = specs.roster(spec) if name == "workers" else chosen
-        elif name == "workers":
-            chosen = [agent for agent in everybody if agent not in (COORDINATOR, OPERATOR)]
-        if not chosen:
-            raise UnknownAgentError(f"there is no group {group!r} in this fleet", agent=group)
-        return [agent for agent in chosen if agent != self.id]
+        return groups.members(group, self.transport.roster(), self.store, self.id)
 
     def _reply(self, request: Message, body: object, type_: str) -> Receipt:
         return self.post(
@@ -305,7 +228,7 @@ class Bus:
             remaining = None if deadline is None else deadline - time.monotonic()
             if remaining is not None and remaining <= 0:
                 return None
-            await self._wait(self._receivers, remaining)
+            await self._receivers.wait(remaining)
 
     async def inbox(self) -> AsyncIterator[Delivery]:
         """Deliveries as they come, until the bus is closed."""
@@ -333,7 +256,7 @@ class Bus:
         """
         self.transport.listen_to(senders)
         if self.transport.is_ready:
-            self._wake(self._receivers)
+            self._receivers.wake()
 
     def on_wake(self, call: Callable[[], None]) -> None:
         """Call `call` in the loop whenever the bell rang: for loops that take with `receive_nowait` instead of awaiting `receive`."""
@@ -363,7 +286,7 @@ class Bus:
         self.stats.acked += 1
         self.transport.ack(inbound)
         if self._receivers and self.transport.is_ready:  # the window or a suspect had held lanes back
-            self._wake(self._receivers)
+            self._receivers.wake()
 
     def _nack(self, inbound: Inbound, reason: str, delay_s: float) -> None:
         self.stats.nacked += 1
@@ -375,25 +298,25 @@ class Bus:
     def _deliver_again(self, inbound: Inbound) -> None:
         self.transport.again(inbound)
         self._local.append(inbound)
-        self._wake(self._receivers)
+        self._receivers.wake()
 
     def _release(self, inbound: Inbound) -> None:
         self.transport.uncount(inbound)
         if not self.closed:
             self.transport.again(inbound)
             self._local.appendleft(inbound)
-            self._wake(self._receivers)
+            self._receivers.wake()
 
     def _kill(self, inbound: Inbound, reason: str) -> None:
         self.transport.kill(inbound, reason)
-        self._wake(self._receivers)
+        self._receivers.wake()
 
     # ------------------------------------------------------------------ waking
 
     def _hear(self) -> bool:
         """Drain the bell; wake those who wait for acks."""
         if self.transport.on_bell():
-            self._wake(self._ack_waiters)
+            self._ack_waiters.wake()
         return self.transport.is_ready
 
     def _on_bell(self) -> None:
@@ -401,60 +324,16 @@ class Bus:
         if self._asks and not self._receivers:
             self._pump_replies()
         if self._receivers:
-            self._wake(self._receivers)
+            self._receivers.wake()
         for call in self._wakers:
             call()
-
-    @staticmethod
-    def _wake(waiters: list[asyncio.Future[None]]) -> None:
-        for future in waiters:
-            if not future.done():
-                future.set_result(None)
-        waiters.clear()
-
-    async def _wait(self, waiters: list[asyncio.Future[None]], timeout_s: float | None) -> None:
-        assert self._loop is not None
-        future: asyncio.Future[None] = self._loop.create_future()
-        waiters.append(future)
-        handle = None if timeout_s is None else self._loop.call_later(timeout_s, lambda: future.done() or future.set_result(None))
-        try:
-            await future
-        finally:
-            if handle is not None:
-                handle.cancel()
-            if future in waiters:
-                waiters.remove(future)
 
     async def _next_ack(self, timeout_s: float) -> None:
         """Until some ack bell rings, or `timeout_s`; without a bell, a short look-again pause."""
         if self.transport.fileno() < 0:
-            await asyncio.sleep(min(timeout_s, _LOOK_AGAIN_S))
+            await asyncio.sleep(min(timeout_s, LOOK_AGAIN_S))
         else:
-            await self._wait(self._ack_waiters, timeout_s)
-
-    async def _wait_finalised(self, receipt: Receipt, timeout_s: float | None) -> None:
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        key = (receipt.recipient, receipt.control)
-        waiting = self._awaited.setdefault(key, [])
-        waiting.append(receipt.seq)
-        try:
-            while (state := receipt.state) not in _FINAL:
-                # The lowest awaited number stands in `want`; after it is finalised the others set theirs. Then look once more.
-                self.transport.want(receipt.recipient, control=receipt.control, seq=min(waiting))
-                if (state := receipt.state) in _FINAL:
-                    break
-                remaining = None if deadline is None else deadline - time.monotonic()
-                if remaining is not None and remaining <= 0:
-                    raise AskTimeoutError(f"{receipt.recipient} did not ack within {timeout_s:g} s", recipient=receipt.recipient)
-                await self._next_ack(limits.RERING_S if remaining is None else min(remaining, limits.RERING_S))
-        finally:
-            waiting.remove(receipt.seq)
-            if not waiting:
-                self._awaited.pop(key, None)
-            else:
-                self._wake(self._ack_waiters)
-        if state not in ("acked", "finalised"):
-            raise BusError(f"message {receipt.seq} to {receipt.recipient} ended as {state}", state=state)
+            await self._ack_waiters.wait(timeout_s)
 
     def _later(self, delay_s: float, call: Callable[[], object]) -> None:
         if self._loop is None:
@@ -472,17 +351,19 @@ class Bus:
         """While something we sent is untaken or a sealed segment waits to be freed: ring again, reclaim. Else no timer runs."""
         self._tick_handle = None
         if not self.closed and self.transport.ring_again() and self._loop is not None:
-            self._tick_handle = self._loop.call_later(limits.RERING_S, self._tick)
+            # A recipient that is away, or does not listen, is reminded ever more rarely: an idle fleet costs nothing.
+            self._tick_s = min(self._tick_s * 2, limits.RERING_MAX_S)
+            self._tick_handle = self._loop.call_later(self._tick_s, self._tick)
 
     def _sweep(self) -> None:
         if self.closed:
             return
         self.transport.scan()
         if self.transport.is_ready:
-            self._wake(self._receivers)
+            self._receivers.wake()
             for call in self._wakers:
                 call()
-        self._later(limits.SWEEP_S * random.uniform(0.75, 1.25), self._sweep)  # noqa: S311 -- jitter
+        self._later(limits.SWEEP_S * random.uniform(0.75, 1.25), self._sweep)
 
     # ------------------------------------------------------------------ looking, closing
 
@@ -510,8 +391,8 @@ class Bus:
         for future in self._asks.values():
             if not future.done():
                 future.set_exception(BusClosedError("this bus was closed while it waited for a reply"))
-        self._wake(self._receivers)
-        self._wake(self._ack_waiters)
+        self._receivers.wake()
+        self._ack_waiters.wake()
         self.transport.close()
 
     async def __aenter__(self) -> Bus:
@@ -521,4 +402,4 @@ class Bus:
         await self.close()
 
 
-__all__ = ["Bus", "Delivery", "Message", "Receipt", "show_id"]
+__all__ = ["Bus", "Delivery", "Message", "Receipt"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
+from muster.bus.waiting import wait_finalised
 from muster.core.ids import show_id
 from muster.errors import DeliveryStateError
 
@@ -84,7 +85,9 @@ class Delivery:
 
     def _finish(self) -> Inbound:
         if not self._open:
-            raise DeliveryStateError(f"message {self.message.seq} from {self.message.sender} was already finished", seq=self.message.seq)
+            raise DeliveryStateError(
+                f"message {self.message.seq} from {self.message.sender} was already finished", seq=self.message.seq
+            )
         self._open = False
         self._bus._in_hand.pop(id(self._inbound), None)
         return self._inbound
@@ -109,14 +112,16 @@ class Delivery:
         """Give up on it: kept with `reason` in the inbox's dead letters, seen as `dead` by its sender."""
         self._bus._kill(self._finish(), reason)
 
-    def reply(self, body: object = None, *, type: str = "reply") -> Receipt:  # noqa: A002 -- the envelope's own word
+    def reply(self, body: object = None, *, type: str = "reply") -> Receipt:
         """Answer an `ask` (control class, correlated). Does not finish the delivery. Raises what `Bus.post` raises."""
         return self._bus._reply(self.message, body, type)
 
     async def __aenter__(self) -> Delivery:
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
         if not self._open:
             return
         if kind is None:
@@ -158,7 +163,7 @@ class Receipt:
             AskTimeoutError: Not within `timeout_s`; the message stays stored and may still be handled.
             BusError: It was finalised otherwise (dead letter, expired); the text says how.
         """
-        await self._bus._wait_finalised(self, timeout_s)
+        await wait_finalised(self._bus, self, timeout_s)
 
     def __repr__(self) -> str:
         return f"<Receipt {self.recipient} seq={self.seq}>"

@@ -18,7 +18,17 @@ from muster.security.permissions import check_private, make_private_dir, read_pr
 if TYPE_CHECKING:
     from muster.core.spec import FleetSpec
 
-__all__ = ["add_agent", "create_store", "has_agent", "open_store", "read_spec", "remove_store", "roster", "unread", "write_spec"]
+__all__ = [
+    "add_agent",
+    "create_store",
+    "has_agent",
+    "open_store",
+    "read_spec",
+    "remove_store",
+    "roster",
+    "unread",
+    "write_spec",
+]
 
 
 def create_store(store: Path) -> Path:
@@ -82,7 +92,9 @@ def unread(store: Path) -> int:
 
     count = 0
     for agent in roster(store):
-        count += sum(letter.get("type") not in TYPES for letter in list_letters(f"{layout.agent_dir(store, agent)}/inbox"))
+        count += sum(
+            letter.get("type") not in TYPES for letter in list_letters(f"{layout.agent_dir(store, agent)}/inbox")
+        )
         for view in inspect.lanes_to(store, agent):
             if view.depth:
                 count += sum(kind not in TYPES and kind != "reply" for kind in inspect.unfinalised_types(store, view))

@@ -20,6 +20,8 @@ ATTEMPTS_MAX = 5
 SPARE_CURSORS = 4
 #: Wait before a sender whose message is not taken rings again; a safety net, counted when it was needed.
 RERING_S = 1.0
+#: The same, once a recipient has stayed silent for long: the pause doubles up to this.
+RERING_MAX_S = 30.0
 #: Interval of the safety sweep over all lanes; jittered. It finds nothing when the bell works.
 SWEEP_S = 60.0
 #: Hops a message's causal chain may take before it is refused (stops echo storms).

@@ -26,7 +26,22 @@ _UNSET: Any = object()
 class Message:
     """One message, verified: `sender` is who holds the pair's key, not what a body claims. Text in a body is data."""
 
-    __slots__ = ("_body", "content", "control", "created_ns", "expires_ns", "explicit", "extras", "hops", "raw", "raw_id", "recipient", "sender", "seq", "type")
+    __slots__ = (
+        "_body",
+        "content",
+        "control",
+        "created_ns",
+        "expires_ns",
+        "explicit",
+        "extras",
+        "hops",
+        "raw",
+        "raw_id",
+        "recipient",
+        "sender",
+        "seq",
+        "type",
+    )
 
     def __init__(self, sender: str, recipient: str, type_: str, raw: bytes, content: int = CONTENT_MSGPACK) -> None:
         self.sender = sender
@@ -91,7 +106,7 @@ _decoders: dict[tuple[int, Any], Any] = {}
 
 
 def _encoder() -> Any:
-    global _msgpack_encode  # noqa: PLW0603 -- bound on first use: msgspec costs the fast path 10 ms
+    global _msgpack_encode
     if _msgpack_encode is None:
         import msgspec
 
@@ -139,4 +154,6 @@ def decode_body(raw: bytes, content: int, as_type: Any = Any) -> Any:
     try:
         return decoder(raw)
     except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
-        raise BodyEncodingError(f"the body is not valid {CONTENT_TYPES[content]} of the expected shape: {error}") from None
+        raise BodyEncodingError(
+            f"the body is not valid {CONTENT_TYPES[content]} of the expected shape: {error}"
+        ) from None

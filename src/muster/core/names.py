@@ -21,7 +21,9 @@ RESERVED: frozenset[str] = frozenset({"coordinator", "spawner", "muster", "new",
 def _checked(text: object, what: str) -> str:
     # fullmatch, not match with "$": "$" also matches before a final newline, and "abc\n" must be refused.
     if not isinstance(text, str) or _NAME.fullmatch(text) is None:
-        raise InvalidNameError(f"{what} {text!r:.90} is not 1 to 64 of the characters a-z A-Z 0-9 _ -", name=str(text)[:80])
+        raise InvalidNameError(
+            f"{what} {text!r:.90} is not 1 to 64 of the characters a-z A-Z 0-9 _ -", name=str(text)[:80]
+        )
     if text.startswith("-"):
         raise InvalidNameError(f"{what} {text!r} starts with '-', so it would be read as an option", name=text)
     return text

@@ -56,7 +56,9 @@ def expand(template: Sequence[str], input: str, number: int) -> list[str]:
     if not has_placeholder(template):
         return [*template, input]
     # A function as replacement: backslashes of the input must not be read as group references.
-    return [_PLACEHOLDER.sub(lambda m: _VALUES[m[0]](input, number), part) if "{" in part else part for part in template]
+    return [
+        _PLACEHOLDER.sub(lambda m: _VALUES[m[0]](input, number), part) if "{" in part else part for part in template
+    ]
 
 
 def expand_shell(template: Sequence[str], input: str, number: int) -> str:

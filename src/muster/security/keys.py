@@ -67,7 +67,9 @@ def grant_for(master: bytes, agent: str, peers: Iterable[str]) -> AgentGrant:
 class Keyring:
     """The keys one identity holds: to verify what it receives, and to sign on the edges it was given."""
 
-    def __init__(self, agent: str, root: bytes, *, edges: Mapping[str, bytes] | None = None, master: bytes | None = None) -> None:
+    def __init__(
+        self, agent: str, root: bytes, *, edges: Mapping[str, bytes] | None = None, master: bytes | None = None
+    ) -> None:
         self.agent = agent
         self._root = root
         self._master = master
@@ -89,7 +91,9 @@ class Keyring:
         key = self._sign.get(recipient)
         if key is None:
             if self._master is None:
-                raise ForbiddenError(f"{self.agent} holds no key for writing to {recipient}", sender=self.agent, recipient=recipient)
+                raise ForbiddenError(
+                    f"{self.agent} holds no key for writing to {recipient}", sender=self.agent, recipient=recipient
+                )
             key = self._sign[recipient] = pair_key(receive_root(self._master, recipient), self.agent)
         return key
 

@@ -15,7 +15,9 @@ def _refuse(path: str | Path, what: str) -> UnsafePermissionsError:
 
 def check_private(path: str | Path, found: os.stat_result, *, directory: bool) -> None:
     """Raises UnsafePermissionsError unless `found` is ours, of the right type, and closed to group and others."""
-    right_type = stat.S_ISDIR(found.st_mode) if directory else (stat.S_ISREG(found.st_mode) or stat.S_ISFIFO(found.st_mode))
+    right_type = (
+        stat.S_ISDIR(found.st_mode) if directory else (stat.S_ISREG(found.st_mode) or stat.S_ISFIFO(found.st_mode))
+    )
     if not right_type:
         raise _refuse(path, "is a symbolic link" if stat.S_ISLNK(found.st_mode) else "is of the wrong type")
     if found.st_uid != os.geteuid():

@@ -90,7 +90,9 @@ class MemoryTransport:
         if out.explicit and out.message_id in lane.explicit:
             return lane.explicit[out.message_id]
         if lane.next_seq - 1 - len(lane.verdicts) >= limits.LANE_CREDIT:
-            raise InboxFullError(f"{recipient} grants no more messages", retry_after_s=limits.INBOX_FULL_RETRY_S, recipient=recipient)
+            raise InboxFullError(
+                f"{recipient} grants no more messages", retry_after_s=limits.INBOX_FULL_RETRY_S, recipient=recipient
+            )
         seq = lane.next_seq
         lane.frames[seq] = encode_frame(out, lane.lane_id, seq, self._keyring.sign_key(recipient))
         lane.next_seq += 1
@@ -217,7 +219,9 @@ class MemoryTransport:
         return sorted(self._hub.agents)
 
     def depth(self, agent: str) -> int:
-        return sum(lane.next_seq - 1 - len(lane.verdicts) for lane in self._hub.lanes.values() if lane.recipient == agent)
+        return sum(
+            lane.next_seq - 1 - len(lane.verdicts) for lane in self._hub.lanes.values() if lane.recipient == agent
+        )
 
     @property
     def is_ready(self) -> bool:

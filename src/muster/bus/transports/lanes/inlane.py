@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Final
 
 from muster.bus.transports.lanes import cursor as cursors
 from muster.bus.transports.lanes import layout, outlane
-from muster.bus.transports.lanes.segment import DATA, HEADER_BYTES, SEAL, commit_word, list_segments, padded, parse_header, segment_name
+from muster.bus.transports.lanes.segment import (
+    DATA,
+    HEADER_BYTES,
+    SEAL,
+    commit_word,
+    list_segments,
+    padded,
+    parse_header,
+    segment_name,
+)
 from muster.bus.transports.lanes.words import barrier, lane_id_of, value_of
 from muster.core.codec import CONTENT_BYTES_MAX, LANE_ID_AT, SEQ_AT, FrameError, decode_frame
 from muster.security.permissions import open_private
@@ -43,7 +52,9 @@ class Damaged(Exception):
 class InLane:
     """Reads one lane in order. `take` semantics are the transport's; this class finds the next whole frame and remembers where it is."""
 
-    def __init__(self, store: Path, me: str, sender: str, *, control: bool, key: bytes, shelf: cursors.CursorShelf) -> None:
+    def __init__(
+        self, store: Path, me: str, sender: str, *, control: bool, key: bytes, shelf: cursors.CursorShelf
+    ) -> None:
         self.sender = sender
         self.control = control
         self.name = layout.lane_name(sender, control=control)
@@ -55,7 +66,9 @@ class InLane:
         self.cursor: cursors.Cursor | None = None
         self.next_seq = 1
         self.blocked = False  # the window is full: an ack makes the lane ready again
-        self.segment_ends: deque[int] = deque()  # last numbers of sealed segments read past; acking one is news for the sender
+        self.segment_ends: deque[int] = (
+            deque()
+        )  # last numbers of sealed segments read past; acking one is news for the sender
         self.wanted = 0
         self._lane_id = b""
         self._crc = 0
@@ -182,7 +195,9 @@ class InLane:
         end = self.next_seq - 1
         name = f"{self.directory}/{segment_name(self.next_seq)}"
         try:
-            if os.stat(name, follow_symlinks=False).st_ino == old.st_ino:  # an empty segment, sealed; its successor takes its name
+            if (
+                os.stat(name, follow_symlinks=False).st_ino == old.st_ino
+            ):  # an empty segment, sealed; its successor takes its name
                 return False
         except FileNotFoundError:
             return False
@@ -202,7 +217,11 @@ class InLane:
                 return None
             length, kind = stored & 0xFFFFFFFF, (stored >> 32) & 0xFF
             content, forged = b"", False
-            if kind == DATA and length <= CONTENT_BYTES_MAX and stored == commit_word(self._crc, self.next_seq, length, kind):
+            if (
+                kind == DATA
+                and length <= CONTENT_BYTES_MAX
+                and stored == commit_word(self._crc, self.next_seq, length, kind)
+            ):
                 content = os.pread(self._fd, length, self._at + 8)
                 try:
                     message = decode_frame(content, self._lane_id, self.next_seq, self._key, self._names)

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from muster.bus.transports.lanes import cursor as cursors
 from muster.bus.transports.lanes import layout, outlane
-from muster.bus.transports.lanes.segment import DATA, HEADER_BYTES, commit_word, list_segments, padded, parse_header, segment_name
+from muster.bus.transports.lanes.segment import (
+    DATA,
+    HEADER_BYTES,
+    commit_word,
+    list_segments,
+    padded,
+    parse_header,
+    segment_name,
+)
 from muster.bus.transports.lanes.words import lane_id_of
 from muster.core.codec import HEADER
 from muster.security.permissions import open_private
@@ -77,7 +85,9 @@ def view_lane(store: Path, sender: str, recipient: str, *, control: bool) -> Lan
         except FileNotFoundError:
             continue
         break
-    peer = cursors.PeerCursor(f"{layout.agent_dir(store, recipient)}/inbox/{layout.lane_name(sender, control=control)}.cursor", lane_id)
+    peer = cursors.PeerCursor(
+        f"{layout.agent_dir(store, recipient)}/inbox/{layout.lane_name(sender, control=control)}.cursor", lane_id
+    )
     try:
         peer.refresh()
         return LaneView(sender, recipient, control, lane_id, last, peer.taken, peer.acked_base)
@@ -101,7 +111,9 @@ def inbox_depth(store: Path, agent: str) -> int:
 
 def unfinalised_types(store: Path, view: LaneView) -> Iterator[str]:
     """The (unverified) types of a lane's messages above `acked_base`."""
-    directory = f"{layout.agent_dir(store, view.sender)}/outbox/{layout.lane_name(view.recipient, control=view.control)}"
+    directory = (
+        f"{layout.agent_dir(store, view.sender)}/outbox/{layout.lane_name(view.recipient, control=view.control)}"
+    )
     for first in list_segments(directory):
         try:
             for seq, content in frames_of(directory, view.lane_id, first):

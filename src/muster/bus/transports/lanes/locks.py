@@ -24,7 +24,7 @@ _POLL_S = 0.005
 
 
 def _after_fork() -> None:
-    global _guard, _owner_pid  # noqa: PLW0603 -- the child starts anew
+    global _guard, _owner_pid
     _guard = threading.Lock()
     _owner_pid = os.getpid()
     for fd in _held.values():  # closing here drops nothing: locks belong to the parent process

@@ -88,7 +88,9 @@ class OutLane:
             os.close(allocate(temporary, PAGE, content))
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM):
-                raise StoreFullError("the store has no room for another lane", retry_after_s=limits.STORE_FULL_RETRY_S) from None
+                raise StoreFullError(
+                    "the store has no room for another lane", retry_after_s=limits.STORE_FULL_RETRY_S
+                ) from None
             raise
         os.rename(temporary, f"{self._directory}/lane")
         for first in list_segments(self._directory):

@@ -14,7 +14,24 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 #: File systems on which stores and reads of different processes are not coherent, or locks and FIFOs do not work.
-REFUSED = frozenset({"9p", "nfs", "nfs4", "cifs", "smb3", "smbfs", "drvfs", "fuse", "fuseblk", "ceph", "lustre", "afs", "virtiofs", "vboxsf"})
+REFUSED = frozenset(
+    {
+        "9p",
+        "nfs",
+        "nfs4",
+        "cifs",
+        "smb3",
+        "smbfs",
+        "drvfs",
+        "fuse",
+        "fuseblk",
+        "ceph",
+        "lustre",
+        "afs",
+        "virtiofs",
+        "vboxsf",
+    }
+)
 
 
 def filesystem_of(path: Path) -> str:
@@ -57,7 +74,10 @@ def check(directory: Path, *, room_bytes: int = 1 << 20) -> None:
     room = os.statvfs(directory)
     free = room.f_bavail * room.f_frsize
     if free < room_bytes:
-        raise StoreTooSmallError(f"{directory} has {free >> 10:,} KiB free, this fleet needs at least {room_bytes >> 10:,} KiB", free_bytes=free)
+        raise StoreTooSmallError(
+            f"{directory} has {free >> 10:,} KiB free, this fleet needs at least {room_bytes >> 10:,} KiB",
+            free_bytes=free,
+        )
     _try_it(directory, kind)
 
 
@@ -76,6 +96,8 @@ def _try_it(directory: Path, kind: str) -> None:
         os.mkfifo(token, 0o600)
         os.unlink(token)
     except OSError as error:
-        raise StoreUnsuitableError(f"{directory} ({kind}) cannot hold a store: {error.strerror}", filesystem=kind) from None
+        raise StoreUnsuitableError(
+            f"{directory} ({kind}) cannot hold a store: {error.strerror}", filesystem=kind
+        ) from None
     if seen != 12345:
         raise StoreUnsuitableError(f"{directory} ({kind}) does not show a mapped store to a reader", filesystem=kind)

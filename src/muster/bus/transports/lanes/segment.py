@@ -60,7 +60,9 @@ def parse_header(header: bytes) -> tuple[bytes, int, int] | None:
     if magic != MAGIC or check != _crc32(header[:40]):
         return None
     if version != VERSION:
-        raise StoreVersionError(f"a segment has format version {version}; this muster reads version {VERSION}", version=version)
+        raise StoreVersionError(
+            f"a segment has format version {version}; this muster reads version {VERSION}", version=version
+        )
     return lane_id, first_seq, size
 
 
@@ -132,7 +134,9 @@ class SegmentWriter:
             size = os.fstat(fd).st_size
             parsed = parse_header(os.pread(fd, HEADER_BYTES, 0))
             if parsed is None or parsed[0] != self._lane_id or parsed[2] != size:
-                raise CorruptStoreError(f"segment {segment_name(first)} of {self._directory} is damaged", path=self._directory)
+                raise CorruptStoreError(
+                    f"segment {segment_name(first)} of {self._directory} is damaged", path=self._directory
+                )
             mapped = mmap.mmap(fd, size)
         finally:
             os.close(fd)
@@ -163,7 +167,9 @@ class SegmentWriter:
                 break
             length, kind = stored & 0xFFFFFFFF, (stored >> 32) & 0xFF
             if stored != commit_word(self._crc, self.next_seq, length, kind):
-                raise CorruptStoreError(f"commit word {self.next_seq} of {self._directory} is damaged", path=self._directory)
+                raise CorruptStoreError(
+                    f"commit word {self.next_seq} of {self._directory} is damaged", path=self._directory
+                )
             if kind == SEAL:
                 self._sealed_tail = True
                 break
@@ -206,7 +212,9 @@ class SegmentWriter:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM):
                     raise
         raise StoreFullError(
-            f"the store has no room for another {least:,} bytes", retry_after_s=limits.STORE_FULL_RETRY_S, path=self._directory
+            f"the store has no room for another {least:,} bytes",
+            retry_after_s=limits.STORE_FULL_RETRY_S,
+            path=self._directory,
         )
 
     def drop_all(self) -> None:
@@ -226,7 +234,11 @@ class SegmentWriter:
 
     def _next_size(self, length: int) -> int:
         calm = self.backlog < 64
-        grown = min(self._size * 2, CALM_BYTES_MAX if calm else limits.SEGMENT_BYTES_MAX) if self._size else limits.SEGMENT_BYTES_FIRST
+        grown = (
+            min(self._size * 2, CALM_BYTES_MAX if calm else limits.SEGMENT_BYTES_MAX)
+            if self._size
+            else limits.SEGMENT_BYTES_FIRST
+        )
         return max(grown, limits.SEGMENT_BYTES_FIRST, _whole_pages(length))
 
     def _roll(self, length: int) -> None:
@@ -243,7 +255,9 @@ class SegmentWriter:
             self._words[self._at >> 3] = commit_word(self._crc, first, 0, SEAL)
             self._sealed_tail = True
         os.rename(temporary, f"{self._directory}/{segment_name(first)}")
-        if self._map is not None and first > self._first:  # an empty one was replaced by the rename, it has the same name
+        if (
+            self._map is not None and first > self._first
+        ):  # an empty one was replaced by the rename, it has the same name
             self.sealed.append((self._first, first - 1))
         self._use(mapped, size, first)
 

@@ -35,7 +35,9 @@ class LanesTransport:
 
     capabilities = Capabilities(name="lanes", durable=False, many_processes=True, many_machines=False)
 
-    def __init__(self, store: Path, agent: str, keyring: Keyring, *, consume: bool = True, send: bool = True, wait_s: float = 0.0) -> None:
+    def __init__(
+        self, store: Path, agent: str, keyring: Keyring, *, consume: bool = True, send: bool = True, wait_s: float = 0.0
+    ) -> None:
         """Take the identity.
 
         Raises:
@@ -64,7 +66,9 @@ class LanesTransport:
         self._parked: list[tuple[Inbound, str]] = []
         self._known: set[str] = set()
         self.bell: OwnBell | None = None
-        self.gaps: list[tuple[str, int, int]] = []  # (lane, first, last) of numbers lost to damage, newest last, bounded
+        self.gaps: list[
+            tuple[str, int, int]
+        ] = []  # (lane, first, last) of numbers lost to damage, newest last, bounded
         try:
             for wanted, name in ((consume, "inbox.lock"), (send, "outbox.lock")):
                 if wanted:
@@ -99,7 +103,7 @@ class LanesTransport:
         self.stats.sent += 1
         return seq
 
-    def _open_out(self, recipient: str, control: bool) -> OutLane:  # noqa: FBT001
+    def _open_out(self, recipient: str, control: bool) -> OutLane:
         if os.getpid() != self._pid:
             raise ForkedBusError("this bus was opened before a fork; join again in the child")
         if not self.knows(recipient):
@@ -174,7 +178,9 @@ class LanesTransport:
             if not layout.has_agent(self.store, sender):
                 self.stats.bad_hints += 1
                 return
-            lane = InLane(self.store, self.agent, sender, control=control, key=self._keyring.verify_key(sender), shelf=self._shelf)
+            lane = InLane(
+                self.store, self.agent, sender, control=control, key=self._keyring.verify_key(sender), shelf=self._shelf
+            )
             self._in[name] = lane
         self._make_ready(name, lane)
 
@@ -203,7 +209,9 @@ class LanesTransport:
                 name = layout.lane_name(sender, control=control)
                 if name in self._ready or name in self._ready_control or name in self._unheard:
                     continue
-                if os.path.lexists(f"{layout.agent_dir(self.store, sender)}/outbox/{layout.lane_name(self.agent, control=control)}/lane"):
+                if os.path.lexists(
+                    f"{layout.agent_dir(self.store, sender)}/outbox/{layout.lane_name(self.agent, control=control)}/lane"
+                ):
                     self._note(name)
                     found += 1
         self._retry_parked()
@@ -302,7 +310,12 @@ class LanesTransport:
             self.stats.bad_frames += 1
             letter = Message(lane.sender, self.agent, "forged", damage.content, 0)
             letter.seq = seq
-            store_letter(letter_path(f"{self._base}/inbox", lane.name, cursor.lane_id, seq), letter, reason="the tag does not fit", attempts=0)
+            store_letter(
+                letter_path(f"{self._base}/inbox", lane.name, cursor.lane_id, seq),
+                letter,
+                reason="the tag does not fit",
+                attempts=0,
+            )
             lane.skip_forged(damage)
             lane.next_seq = seq + 1
             cursor.take(seq)

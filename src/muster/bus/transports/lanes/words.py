@@ -20,8 +20,8 @@ VERSION: Final = 1
 PAGE: Final = 4096
 VALUE_MAX: Final = (1 << 48) - 1
 
-_CHECK_FACTOR: Final = 0x9E3779B97F4A7C15
-_MASK_64: Final = (1 << 64) - 1
+CHECK_FACTOR: Final = 0x9E3779B97F4A7C15
+MASK_64: Final = (1 << 64) - 1
 _HEADER: Final = struct.Struct("<8s16sII")
 
 _barrier_lock = threading.Lock()
@@ -37,7 +37,7 @@ def barrier() -> None:
 
 def _renew_barrier() -> None:
     """The child of a fork made between release and acquire (in another thread) would wait for ever: start with a fresh lock."""
-    global _barrier_lock, _acquire, _release  # noqa: PLW0603 -- rebinding after fork is the point
+    global _barrier_lock, _acquire, _release
     _barrier_lock = threading.Lock()
     _acquire, _release = _barrier_lock.acquire, _barrier_lock.release
     _acquire()
@@ -48,13 +48,13 @@ os.register_at_fork(after_in_child=_renew_barrier)
 
 def word(value: int) -> int:
     """`value` (48 bits) with its check, as stored."""
-    return (value << 16) | ((((value + 1) * _CHECK_FACTOR) & _MASK_64) >> 48)
+    return (value << 16) | ((((value + 1) * CHECK_FACTOR) & MASK_64) >> 48)
 
 
 def value_of(stored: int) -> int | None:
     """The value, or None if the check does not hold: torn, never written, or damaged. Read again before believing the worst."""
     value = stored >> 16
-    return value if ((((value + 1) * _CHECK_FACTOR) & _MASK_64) >> 48) == stored & 0xFFFF else None
+    return value if ((((value + 1) * CHECK_FACTOR) & MASK_64) >> 48) == stored & 0xFFFF else None
 
 
 def page_header(magic: bytes, lane_id: bytes) -> bytes:
@@ -74,7 +74,9 @@ def lane_id_of(header: bytes, magic: bytes) -> bytes | None:
     if found != magic or check != zlib.crc32(header[:24]):
         return None
     if version != VERSION:
-        raise StoreVersionError(f"the store has lane format version {version}; this muster reads version {VERSION}", version=version)
+        raise StoreVersionError(
+            f"the store has lane format version {version}; this muster reads version {VERSION}", version=version
+        )
     return bytes(lane_id)
 
 

@@ -1,0 +1,80 @@
+"""Waiting without polling: futures that the bell wakes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from muster.core import limits
+from muster.errors import AskTimeoutError, BusError
+
+if TYPE_CHECKING:
+    from muster.bus.bus import Bus
+    from muster.bus.delivery import Receipt
+
+_FINAL = frozenset({"acked", "dead", "expired", "evicted", "damaged", "forged", "finalised"})
+#: A bus that does not consume has no bell: it looks again at this pace while it waits for an ack.
+LOOK_AGAIN_S = 0.01
+
+
+class Waiters:
+    """Those who wait for one kind of news; all are woken at once and look for themselves."""
+
+    __slots__ = ("_futures",)
+
+    def __init__(self) -> None:
+        self._futures: list[asyncio.Future[None]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._futures)
+
+    def wake(self) -> None:
+        for future in self._futures:
+            if not future.done():
+                future.set_result(None)
+        self._futures.clear()
+
+    async def wait(self, timeout_s: float | None) -> None:
+        """Until the next `wake`, or until `timeout_s` has passed."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        self._futures.append(future)
+        handle = (
+            None if timeout_s is None else loop.call_later(timeout_s, lambda: future.done() or future.set_result(None))
+        )
+        try:
+            await future
+        finally:
+            if handle is not None:
+                handle.cancel()
+            if future in self._futures:
+                self._futures.remove(future)
+
+
+async def wait_finalised(bus: Bus, receipt: Receipt, timeout_s: float | None) -> None:
+    """See Receipt.wait_acked."""
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    key = (receipt.recipient, receipt.control)
+    waiting = bus._awaited.setdefault(key, [])
+    waiting.append(receipt.seq)
+    try:
+        while (state := receipt.state) not in _FINAL:
+            # The lowest awaited number stands in `want`; after it is finalised the others set theirs. Then look once more.
+            bus.transport.want(receipt.recipient, control=receipt.control, seq=min(waiting))
+            if (state := receipt.state) in _FINAL:
+                break
+            remaining = None if deadline is None else deadline - time.monotonic()
+            if remaining is not None and remaining <= 0:
+                raise AskTimeoutError(
+                    f"{receipt.recipient} did not ack within {timeout_s:g} s", recipient=receipt.recipient
+                )
+            await bus._next_ack(limits.RERING_S if remaining is None else min(remaining, limits.RERING_S))
+    finally:
+        waiting.remove(receipt.seq)
+        if not waiting:
+            bus._awaited.pop(key, None)
+        else:
+            bus._ack_waiters.wake()
+    if state not in ("acked", "finalised"):
+        raise BusError(f"message {receipt.seq} to {receipt.recipient} ended as {state}", state=state)
