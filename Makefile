@@ -16,7 +16,7 @@ export RUFF_CACHE_DIR := build/cache/ruff
 export MYPY_CACHE_DIR := build/cache/mypy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench soak docs clean lock
+.PHONY: help setup demo test check bench soak docs format lock clean
 
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
@@ -48,6 +48,10 @@ check: $(READY)  ## lint, format, types, documentation, structure
 	@echo "check: structure"
 	@$(PY) -m pytest --quiet tests/structure
 	@echo "check: all good"
+
+format: $(READY)  ## write the layout and the simple fixes that `check` asks for
+	@$(PY) -m ruff check --fix --quiet . || true
+	@$(PY) -m ruff format .
 
 bench: $(BENCH_READY)  ## measure muster beside its peers, one table
 	@$(PY) -m benchmarks

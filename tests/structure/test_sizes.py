@@ -43,4 +43,5 @@ def test_module_keeps_its_sizes(module: Module) -> None:
             complaints.append(f"{where}: {lines_without_docstring(function)} lines, at most {FUNCTION_LINES_MAX}")
         if len(parameters(function)) > PARAMETERS_MAX:
             complaints.append(f"{where}: {len(parameters(function))} parameters, at most {PARAMETERS_MAX}")
-    assert not complaints, f"{module.name}:\n  " + "\n  ".join(complaints)
+    if complaints:
+        pytest.fail(f"{module.name}: " + "; ".join(complaints), pytrace=False)
