@@ -1,0 +1,189 @@
+"""A blocking client of an owner socket, for plain scripts and the command line. Standard library only, and little of it.
+
+    from muster.agent.client import OwnerClient
+
+    with OwnerClient() as me:                       # the agent whose command this process belongs to
+        me.send("reviewer-2", {"file": "a.py"})
+        for message in me.receive(wait_s=10):
+            print(message["body"])
+            me.ack(message)
+
+Errors are the classes of `muster.errors`, found by the code in the answer.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+from muster import errors
+
+if TYPE_CHECKING:
+    from typing import Self
+
+#: How long an answer may take beyond what the request itself allows, before its owner counts as gone.
+ANSWER_S = 30.0
+_PATH_BYTES_MAX = 100
+
+
+class OwnerClient:
+    """A connection to the worker that owns an agent's identity. Not for several threads at once."""
+
+    def __init__(self, path: str | None = None) -> None:
+        """Connect to `path`, by default the socket that MUSTER_SOCKET names.
+
+        Raises:
+            UsageError: Neither is given: this process was not started by an agent.
+            OwnerGoneError: Nobody listens there; nothing was sent.
+        """
+        address = path or os.environ.get("MUSTER_SOCKET")
+        if not address:
+            raise errors.UsageError("MUSTER_SOCKET is not set: this process was not started by an agent of a fleet")
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._rest = b""
+        try:
+            self._socket.settimeout(ANSWER_S)
+            _connect(self._socket, address)
+        except OSError as error:
+            self._socket.close()
+            raise errors.OwnerGoneError(
+                f"nobody listens at {address}: {error.strerror or error}", path=address
+            ) from None
+
+    def send(
+        self,
+        to: str,
+        body: Any = None,
+        *,
+        type: str = "message",
+        priority: str = "normal",
+        message_id: str | None = None,
+    ) -> dict[str, Any]:
+        """Store a message in `to`'s inbox; its {"id", "seq"}. Raises what `Bus.send` raises."""
+        return self.request("send", to=to, type=type, priority=priority, message_id=message_id, **_body(body))
+
+    def publish(self, group: str, body: Any = None, *, type: str = "message") -> list[dict[str, Any]]:
+        """Store a message for every agent of a group such as "@workers"; a {"to", "id", "seq"} for each."""
+        answer: list[dict[str, Any]] = self.request("publish", to=group, type=type, **_body(body))["sent"]
+        return answer
+
+    def receive(self, n: int = 1, *, wait_s: float = 0.0) -> list[dict[str, Any]]:
+        """Up to `n` messages, waiting up to `wait_s` for the first.
+
+        Each is {"handle", "id", "sender", "type", "seq", "attempt", "created", "body"}; `created` in seconds since 1970, a body of
+        bytes as bytes. They are this connection's until it acks them or ends; then they go to whoever asks next.
+        """
+        messages: list[dict[str, Any]] = self.request("recv", _patience_s=wait_s, n=n, wait_s=wait_s)["messages"]
+        return [_opened(message) for message in messages]
+
+    recv = receive
+
+    def ack(self, *messages: dict[str, Any]) -> int:
+        """The messages are handled and are never delivered again; call it after the output has been flushed. How many were acked."""
+        return int(self.request("ack", handles=[message["handle"] for message in messages])["acked"])
+
+    def ask(self, to: str, body: Any = None, *, type: str = "ask", timeout_s: float = 30.0) -> dict[str, Any]:
+        """Send a request and wait for its reply, shaped like a received message. Raises AskTimeoutError."""
+        return _opened(
+            self.request("ask", _patience_s=timeout_s, to=to, type=type, timeout_s=timeout_s, **_body(body))["reply"]
+        )
+
+    def ls(self) -> list[str]:
+        """Every agent of the fleet."""
+        agents: list[str] = self.request("ls")["agents"]
+        return agents
+
+    def whoami(self) -> dict[str, Any]:
+        """{"agent", "fleet", "store", "task", "attempt"} that this connection speaks for."""
+        return self.request("whoami")
+
+    def request(self, op: str, *, _patience_s: float = 0.0, **fields: Any) -> dict[str, Any]:
+        """Send one request and return the answer.
+
+        Raises:
+            MusterError: The answer is an error; the class is found by its code.
+            OwnerGoneError: The owner went away meanwhile; whether the request was carried out is unknown.
+            BodyEncodingError: A field cannot be written as JSON; nothing was sent.
+        """
+        try:
+            line = json.dumps({"op": op, **fields}, ensure_ascii=False, allow_nan=False).encode("utf-8") + b"\n"
+        except (TypeError, ValueError, RecursionError) as error:
+            raise errors.BodyEncodingError(f"the body cannot be written as JSON: {error}") from None
+        try:
+            self._socket.settimeout(ANSWER_S + _patience_s)
+            self._socket.sendall(line)
+            answer = json.loads(self._read_line())
+        except (OSError, ValueError) as error:
+            # A refused connection is answered and closed before the request is read: the answer says why.
+            answer = self._last_words()
+            if answer is None:
+                raise errors.OwnerGoneError(f"the owner of this identity went away: {error}") from None
+        if "error" in answer:
+            raise _error(answer["error"])
+        del answer["ok"]
+        return dict(answer)
+
+    def _read_line(self) -> bytes:
+        parts = [self._rest]
+        while b"\n" not in parts[-1]:
+            part = self._socket.recv(1 << 16)
+            if not part:
+                raise ConnectionResetError("the connection was closed")
+            parts.append(part)
+        line, _, self._rest = b"".join(parts).partition(b"\n")
+        return line
+
+    def _last_words(self) -> dict[str, Any] | None:
+        try:
+            self._socket.settimeout(1.0)
+            words = json.loads(self._read_line())
+        except (OSError, ValueError):
+            return None
+        return words if isinstance(words, dict) else None
+
+    def close(self) -> None:
+        """End the connection; what was not acked goes to whoever asks next."""
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+
+def _connect(connection: socket.socket, path: str) -> None:
+    if len(os.fsencode(path)) <= _PATH_BYTES_MAX:
+        connection.connect(path)
+        return
+    # Longer than a socket address may be: go through a descriptor of its directory.
+    directory, name = os.path.split(path)
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        connection.connect(f"/proc/self/fd/{fd}/{name}")
+    finally:
+        os.close(fd)
+
+
+def _body(body: Any) -> dict[str, Any]:
+    if isinstance(body, bytes | bytearray | memoryview):
+        return {"body_b64": base64.b64encode(body).decode()}
+    return {"body": body}
+
+
+def _opened(message: dict[str, Any]) -> dict[str, Any]:
+    if "body_b64" in message:
+        message["body"] = base64.b64decode(message.pop("body_b64"))
+    return message
+
+
+def _error(fields: dict[str, Any]) -> errors.MusterError:
+    kinds = [errors.MusterError]
+    for kind in kinds:  # grows while it is walked: the whole tree of classes
+        kinds.extend(kind.__subclasses__())
+    code = fields.pop("code", "")
+    kind = next((each for each in kinds if each.code == code), errors.MusterError)
+    return kind(str(fields.pop("message", code)), retry_after_s=fields.pop("retry_after_s", None), **fields)

@@ -1,0 +1,168 @@
+"""The one timer of a worker: heartbeats of its agents' status pages, and with them metrics, health and reaping.
+
+Every second while anything runs; backing off to every ten while nothing does. Metrics ride along when their interval has passed and
+something has changed, so an idle worker sends nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from muster.agent.vitals import Vitals, fds_max, open_fds, pss_bytes
+from muster.core import limits
+from muster.core.protocol import HealthChanged, MetricsSnapshot
+from muster.supervise.tree import start_time_of
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from muster.agent.remains import Remains
+    from muster.agent.runner import Runner
+    from muster.core.spec import FleetSpec
+
+#: Fields of BusStats that become counters.
+_COUNTED = (
+    "sent",
+    "received",
+    "acked",
+    "nacked",
+    "dead",
+    "expired",
+    "refused_full",
+    "bad_frames",
+    "gaps",
+    "rerings",
+    "sweeps_found",
+)
+
+
+class Pulse:
+    """Beats for all agents of one worker."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, fleet: FleetSpec, runners: list[Runner], remains: Remains
+    ) -> None:
+        self._loop = loop
+        self._fleet = fleet
+        self._runners = runners
+        self._remains = remains
+        self._interval_s = limits.HEARTBEAT_BUSY_S
+        self._timer: asyncio.TimerHandle | None = None
+        self._due_s = 0.0
+        self._metrics_due_s = loop.time() + fleet.metrics_interval_s
+        self._counted: dict[str, tuple[int, ...]] = {runner.setting.agent: (0,) * len(_COUNTED) for runner in runners}
+        self._verdicts: dict[str, str] = {runner.setting.agent: "healthy" for runner in runners}
+        self._fds_max = fds_max()
+        self._pss_bytes = 0
+        #: A verdict gets worse only when two beats in a row say so: one late beat is no news on a busy machine.
+        self._worse: dict[str, str] = {}
+
+    def start(self) -> None:
+        """Measure once and begin to beat."""
+        self._pss_bytes = pss_bytes()
+        self._due_s = self._loop.time()
+        self._beat()
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def activity(self) -> None:
+        """An agent got busy or idle: beat every second from now on."""
+        if self._interval_s > limits.HEARTBEAT_BUSY_S and self._timer is not None:
+            self._timer.cancel()
+            self._interval_s = limits.HEARTBEAT_BUSY_S
+            self._schedule()
+
+    def _schedule(self) -> None:
+        self._due_s = self._loop.time() + self._interval_s
+        self._timer = self._loop.call_later(self._interval_s, self._beat)
+
+    def _beat(self) -> None:
+        now = self._loop.time()
+        lag_s = max(0.0, now - self._due_s)
+        is_busy = any(runner.is_busy for runner in self._runners)
+        fds = open_fds()
+        if now >= self._metrics_due_s:
+            self._metrics_due_s = now + self._fleet.metrics_interval_s
+            if is_busy:
+                self._pss_bytes = pss_bytes()
+            self._send_metrics(lag_s, fds)
+        for runner in self._runners:
+            vitals = Vitals(lag_s, fds, self._fds_max, len(runner.outbox), self._pss_bytes)
+            self._publish(runner, vitals)
+            self._judge(runner, vitals)
+        if is_busy:
+            self._remains.reap()
+            self._interval_s = limits.HEARTBEAT_BUSY_S
+        else:
+            self._interval_s = min(self._interval_s * 2, limits.HEARTBEAT_IDLE_S)
+        self._schedule()
+
+    def _publish(self, runner: Runner, vitals: Vitals) -> None:
+        if runner.bus.closed:
+            return
+        page = runner.page
+        page.beat()
+        page.set("pss_bytes", vitals.pss_bytes // max(1, len(self._runners)))
+        page.set("fds", vitals.fds)
+        page.set("loop_lag_us", int(vitals.loop_lag_s * 1e6))
+        page.set("inbox_depth", runner.bus.depth())
+        attempt = next((each for each in runner.running.values() if each.pid), None)
+        if attempt is not None:
+            page.set("child_pid", attempt.pid)
+            page.set("child_start_time", start_time_of(attempt.pid) or 0)
+
+    def _judge(self, runner: Runner, vitals: Vitals) -> None:
+        agent = runner.setting.agent
+        verdict, evidence = vitals.verdict()
+        known = self._verdicts[agent]
+        if verdict == known:
+            self._worse.pop(agent, None)
+            return
+        if verdict != "healthy" and self._worse.get(agent) != verdict:
+            self._worse[agent] = verdict
+            return
+        self._verdicts[agent] = verdict
+        runner.page.verdict(verdict)
+        if not runner.bus.closed:
+            runner.outbox.post(
+                HealthChanged(incarnation=runner.setting.incarnation, verdict=verdict, evidence=evidence)  # type: ignore[arg-type]
+            )
+
+    # ------------------------------------------------------------------ metrics
+
+    def _send_metrics(self, lag_s: float, fds: int) -> None:
+        for at, runner in enumerate(self._runners):
+            if runner.bus.closed:
+                continue
+            if at == 0:  # what belongs to the process is told once
+                runner.registry.gauge("muster_worker_pss_bytes", self._pss_bytes)
+                runner.registry.gauge("muster_worker_open_fds", fds)
+                runner.registry.gauge("muster_worker_loop_lag_seconds", round(lag_s, 3))
+            self._send(runner)
+
+    def _send(self, runner: Runner) -> None:
+        if not self._fleet.metrics:
+            return
+        agent, registry = runner.setting.agent, runner.registry
+        counted = tuple(getattr(runner.bus.stats, name) for name in _COUNTED)
+        for name, now, before in zip(_COUNTED, counted, self._counted[agent], strict=True):
+            if now > before:
+                registry.count(f"muster_messages_{name}_total", now - before)
+        self._counted[agent] = counted
+        delta = registry.delta()
+        # Gauges alone are not worth a message: they always flicker.
+        if not delta.get("counters") and not delta.get("histograms"):
+            registry.restore(delta)
+            return
+        if runner.metrics_sent(MetricsSnapshot(incarnation=runner.setting.incarnation, **delta)):
+            # Sending this counted as sent: without this line every snapshot would be a reason for the next one.
+            self._counted[agent] = (counted[0] + 1, *counted[1:])
+        else:
+            registry.restore(delta)
+
+    def last_words(self, runner: Runner) -> None:
+        """The final snapshot of an agent that is about to leave."""
+        self._send(runner)

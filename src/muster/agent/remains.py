@@ -1,0 +1,100 @@
+"""Proof that nothing of an attempt is left in the worker's process tree, and the end of what is.
+
+The worker is a subreaper: when a process below it ends, its children become the worker's own before its exit can be seen. So once an
+attempt's main process has been reaped, everything that is left of the attempt hangs directly or indirectly below a child of the worker
+that is no running main process. No such child is the proof.
+
+A stray child is told to an attempt by its session (every command gets its own) or by the marks in its environment. What carries neither
+can only be told apart while nothing else runs in this worker; until then it waits, and ends with the last attempt.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Container
+from dataclasses import dataclass
+
+from muster.supervise.platform import environ_of
+from muster.supervise.tree import orphans, sweep_orphans
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """How processes of one attempt are recognised: their session, or these entries of their environment."""
+
+    session: int
+    entries: frozenset[bytes]
+
+    @classmethod
+    def of(cls, session: int, agent: str, number: int, attempt: int) -> Marks:
+        text = (f"MUSTER_AGENT={agent}", f"MUSTER_TASK={number}", f"MUSTER_ATTEMPT={attempt}")
+        return cls(session, frozenset(entry.encode() for entry in text))
+
+    def fit(self, pid: int) -> bool:
+        """Whether `pid` belongs to the attempt. False when it is gone."""
+        with contextlib.suppress(OSError):
+            return os.getsid(pid) == self.session or self.entries <= set(environ_of(pid))
+        return False
+
+
+class _Others(Container[int]):
+    """The children to leave alone while one attempt is cleared away: everything that does not carry its marks."""
+
+    def __init__(self, mains: Container[int], marks: Marks) -> None:
+        self._mains = mains
+        self._marks = marks
+
+    def __contains__(self, pid: object) -> bool:
+        return pid in self._mains or (isinstance(pid, int) and not self._marks.fit(pid))
+
+
+class Remains:
+    """What runs in this worker and what is left over. One per worker."""
+
+    def __init__(self) -> None:
+        #: Main processes of running attempts: each is waited for by its own attempt and by nobody else.
+        self.mains: set[int] = set()
+        #: Handlers at work in this process; their subprocesses are the worker's children, too, and theirs to reap.
+        self.handlers = 0
+
+    @property
+    def is_idle(self) -> bool:
+        return not self.mains and not self.handlers
+
+    def clear(self, marks: Marks) -> bool:
+        """End what is left of an attempt whose main process or handler has ended. True: proven that nothing is left.
+
+        False: something survived some 20 ms of killing; call again. Never blocks longer.
+        """
+        if self.is_idle:
+            if has_no_children():
+                return True
+            return not sweep_orphans(())
+        if not orphans(self.mains):
+            return True
+        return not sweep_orphans(_Others(self.mains, marks))
+
+    def reap(self) -> None:
+        """Reap processes that outlived their parents and have ended, so that a long task leaves no heap of zombies."""
+        if self.handlers:
+            return  # a handler's own subprocess must find its exit status
+        for pid in orphans(self.mains):
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+
+    def kill_all(self) -> None:
+        """SIGKILL and reap everything below this worker; gives up after about a second."""
+        self.mains.clear()
+        for _ in range(50):
+            if not sweep_orphans(()):
+                return
+
+
+def has_no_children() -> bool:
+    """Whether this process has no child at all, not even a zombie: one system call."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return True
+    return False
