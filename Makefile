@@ -66,5 +66,5 @@ lock: $(READY)  ## write the hashed lock files anew from pyproject.toml
 	@sh scripts/lock.sh
 
 clean:  ## remove everything that make built, .venv too
-	@rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) build dist site .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find src tests examples benchmarks scripts -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
