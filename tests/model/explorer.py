@@ -31,13 +31,14 @@ Limits, to be said wherever a result is quoted
     them. Loads are never reordered or speculated, stores are multi-copy atomic, and a word is never torn unless the model splits
     it into parts. Nothing here was measured on ARM. Power cuts are not modelled: what is stored stays.
 
-Rules for programs: local variables hold plain immutable values (checked); what a closure captures never changes; no value is
+Rules for programs: local variables hold plain immutable values (checked); what a closure or `self` holds never changes; no value is
 kept on Python's stack across a `yield` (no `(yield a) + (yield b)`, no `for` over a sequence with equal elements). Two
 executions that stand at the same line with equal variables are then the same state; `explore(merge=False)` does without this.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -134,6 +135,15 @@ class Explorer:
 
     def explore(self) -> Result:
         """Visit every reachable state, or stop at the first violation."""
+        collecting = gc.isenabled()
+        gc.disable()  # a million tuples, none of them garbage, none in a cycle
+        try:
+            return self._search()
+        finally:
+            if collecting:
+                gc.enable()
+
+    def _search(self) -> Result:
         start: State = (
             tuple(self.model.words.values()),
             tuple(() for _ in self.model.processes),
@@ -170,7 +180,8 @@ class Explorer:
         moves: list[tuple[Action, State | Broken]] = []
         timers: list[int] = []
         for index, place in enumerate(state[2]):
-            moves += self._flushes(state, index)
+            if state[1][index]:
+                moves += self._flushes(state, index)
             if place >= 0:
                 op = self.runs[index].ops[place]
                 if op.when_idle:
@@ -204,20 +215,7 @@ class Explorer:
         if buffer and (op.kind == "fence" or op.after_stores):
             return
         results: tuple[Any, ...] = (None,)
-        if op.kind == "load":
-            results = (self._read(words, buffer, self.names[op.address]),)
-        elif op.kind == "store":
-            address = self.names[op.address]
-            if self.memory == SC:
-                words = _put(words, address, op.value)
-            else:
-                buffers = _put(buffers, index, (*buffer, (address, op.value)))
-        elif op.kind == "choose":
-            results = op.value  # type: ignore[assignment]
-        elif op.kind == "die":
-            yield (index, "dies", None), (words, buffers, _put(places, index, DEAD), left)
-            return
-        elif op.act is not None:
+        if op.act is not None:
             shared = Words(self.names, words, buffer)
             try:
                 outcome = op.act(shared)
@@ -227,6 +225,19 @@ class Explorer:
             if outcome is BLOCKED:
                 return
             words, results = shared.result(), (outcome,)
+        if op.kind == "load":
+            results = (self._read(words, buffer, self.names[op.address]),)
+        elif op.kind == "store":
+            address, results = self.names[op.address], (None,)
+            if self.memory == SC:
+                words = _put(words, address, op.value)
+            else:
+                buffers = _put(buffers, index, (*buffer, (address, op.value)))
+        elif op.kind == "choose":
+            results = op.value  # type: ignore[assignment]
+        elif op.kind == "die":
+            yield (index, "dies", None), (words, buffers, _put(places, index, DEAD), left)
+            return
         for result in results:
             place = self.runs[index].advance(places[index], result)
             after = place if isinstance(place, Broken) else (words, buffers, _put(places, index, place), left)

@@ -50,9 +50,12 @@ def load(address: Address) -> Op:
     return Op("load", address)
 
 
-def store(address: Address, value: Value) -> Op:
-    """Write a word, through the store buffer where the memory model has one."""
-    return Op("store", address, value)
+def store(address: Address, value: Value, *, note: Callable[[Words], Any] | None = None) -> Op:
+    """Write a word, through the store buffer where the memory model has one.
+
+    `note` is book-keeping for the claims, done in the very moment in which the store is executed.
+    """
+    return Op("store", address, value, act=note)
 
 
 def fence() -> Op:
@@ -71,7 +74,8 @@ def die() -> Op:
 
 
 def atomic(label: str, act: Callable[[Words], Any], *, after_stores: bool = False, when_idle: bool = False) -> Op:
-    """One indivisible system call, or book-keeping of the model. `act` may read and write words and return `BLOCKED`."""
+    """One indivisible system call, or book-keeping of the model. `act` may read and write words and return
+    `BLOCKED`."""
     return Op("atomic", act=act, label=label, after_stores=after_stores, when_idle=when_idle)
 
 
@@ -105,7 +109,7 @@ class Words:
 
     def _number(self, address: Address) -> int:
         number = self._names[address]
-        if any(buffered == number for buffered, _ in self._buffer):
+        if self._buffer and any(buffered == number for buffered, _ in self._buffer):
             raise RuntimeError(f"an atomic step touches {address}, which the same process has stored and not flushed")
         return number
 
@@ -180,7 +184,8 @@ def _snapshot(script: Script) -> Hashable:
     parts: list[Hashable] = []
     for frame in _frames(script):
         code = frame.f_code
-        local = tuple(sorted((name, v) for name, v in frame.f_locals.items() if name not in code.co_freevars))
+        constant = (*code.co_freevars, "self")
+        local = tuple(sorted((name, v) for name, v in frame.f_locals.items() if name not in constant))
         for name, v in local:
             if not isinstance(v, _PLAIN):
                 raise TypeError(f"{code.co_name}: variable {name} holds a {type(v).__name__}, which is no plain value")
