@@ -12,7 +12,7 @@ from muster.fleet import inputs, results
 
 
 def line(number: int, text: str, outcome: str = "done", **more: object) -> str:
-    return json.dumps({"number": number, "input": text, "outcome": outcome, "attempt": 1, **more}) + "\n"
+    return json.dumps({"task": number, "input": text, "outcome": outcome, "attempt": 1, **more}) + "\n"
 
 
 def read(path: Path) -> results.Recorded:
@@ -36,7 +36,7 @@ def test_done_tasks_are_known_and_failed_ones_run_again(tmp_path: Path) -> None:
     assert taken == 5
 
 
-@pytest.mark.parametrize("torn", ['{"number": 2, "inp', "{", '{"number": 2, "input": "b", "outcome": "done"}'])
+@pytest.mark.parametrize("torn", ['{"task": 2, "inp', "{", '{"task": 2, "input": "b", "outcome": "done"}'])
 def test_a_torn_last_line_is_cut_and_its_task_runs_again(tmp_path: Path, torn: str) -> None:
     path = tmp_path / "r.jsonl"
     path.write_text(line(1, "a") + torn)
@@ -57,7 +57,7 @@ def test_damage_in_the_middle_is_reported_and_nothing_is_cut(tmp_path: Path) -> 
 
 def test_carriage_returns_do_not_split_lines(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
-    path.write_bytes(b'{"number":1,"input":"a",\r"outcome":"done"}\n')
+    path.write_bytes(b'{"task":1,"input":"a",\r"outcome":"done"}\n')
     assert read(path).done == {1}
 
 

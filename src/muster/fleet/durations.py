@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from muster.errors import ConfigError
@@ -33,7 +34,7 @@ def _seconds(text: object) -> float | None:
     if isinstance(text, bool):
         return None
     if isinstance(text, int | float):
-        return float(text) if text >= 0 and text == text else None
+        return float(text) if 0 <= text < math.inf else None
     if not isinstance(text, str):
         return None
     compact = text.strip().replace(" ", "")

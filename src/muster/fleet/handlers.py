@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 from muster.errors import HandlerNotFoundError
 
 #: What is kept of the reason why a module cannot be imported.
-REASON_CHARS_MAX = 300
+REASON_CHARS_MAX = 500
 
 
 def check_handler(reference: str, cwd: Path) -> None:
@@ -19,40 +18,36 @@ def check_handler(reference: str, cwd: Path) -> None:
     Raises:
         HandlerNotFoundError: It is no `module:function`, cannot be imported, or is not callable; no task was started.
     """
-    module, colon, function = reference.partition(":")
-    if not colon or not all(part.isidentifier() for part in [*module.split("."), *function.split(".")]):
-        raise HandlerNotFoundError(f"--handler: {reference!r:.120} is not package.module:function", handler=reference)
     read_end, write_end = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(read_end)
-        _import_and_report(module, function, cwd, write_end)
+        _import_and_report(reference, cwd, write_end)
     os.close(write_end)
     with os.fdopen(read_end, "rb") as pipe:
         words = pipe.read().decode(errors="replace")
     _, status = os.waitpid(child, 0)
     if words != "ok":
-        reason = words or f"importing it ended the process (status {os.waitstatus_to_exitcode(status)})"
-        raise HandlerNotFoundError(f"the handler {reference!r:.120} cannot be used: {reason}", handler=reference)
+        how = f"status {os.waitstatus_to_exitcode(status)}"
+        raise HandlerNotFoundError(
+            words or f"importing the handler {reference!r:.120} ended the process: {how}", handler=reference
+        )
 
 
-def _import_and_report(module: str, function: str, cwd: Path, write_end: int) -> None:
+def _import_and_report(reference: str, cwd: Path, write_end: int) -> None:
     """Runs in the child, and never returns."""
-    import importlib
-
     words = ""
     try:
+        from muster.agent.handler import load_handler
+
         null = os.open(os.devnull, os.O_RDWR)
         for fd in (0, 1):
             os.dup2(null, fd)
         os.chdir(cwd)
-        sys.path.insert(0, str(cwd))
-        found: object = importlib.import_module(module)
-        for part in function.split("."):
-            found = getattr(found, part)
-        words = "ok" if callable(found) else f"{function} is not callable"
+        load_handler(reference, str(cwd))
+        words = "ok"
     except BaseException as error:
-        words = f"{type(error).__name__}: {error}".splitlines()[0][:REASON_CHARS_MAX]
+        words = " ".join(str(error).split())[:REASON_CHARS_MAX] or type(error).__name__
     finally:
         os.write(write_end, words.encode(errors="replace"))
         os._exit(0)

@@ -108,7 +108,7 @@ def _emit(fd: int, data: bytes, file: str | None, *, end_line: bool) -> None:
 
 
 def _json_line(output: TaskOutput) -> bytes:
-    event: dict[str, object] = {"event": "task.ended"}
+    event: dict[str, object] = {"event": "task.output"}
     event.update(
         number=output.number, attempt=output.attempt, agent=output.agent, ok=output.ok, exit_status=output.exit_status
     )
@@ -116,10 +116,11 @@ def _json_line(output: TaskOutput) -> bytes:
         ("stdout", output.stdout, output.stdout_file),
         ("stderr", output.stderr, output.stderr_file),
     ):
+        whole = data
         if file is not None:
             with open(file, "rb") as source:
-                data += source.read()
-        event[name] = data.decode(errors="replace")
+                whole += source.read()
+        event[name] = whole.decode(errors="replace")
     return (json.dumps(event, ensure_ascii=False) + "\n").encode()
 
 

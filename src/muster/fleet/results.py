@@ -26,7 +26,7 @@ READ_BYTES = 1 << 20
 class ResultLine(msgspec.Struct, frozen=True):
     """What resuming needs of a line; the other fields are for people and programs that read the file."""
 
-    number: int
+    number: int = msgspec.field(name="task")
     input: Any
     outcome: str
 

@@ -38,7 +38,7 @@ class RunOptions:
     resume: bool = False
     retries: int = 0
     timeout_s: float | None = None
-    halt: HaltSpec = HaltSpec()
+    halt: HaltSpec = field(default_factory=HaltSpec)
     keep_order: bool = False
     agents_per_worker: int | None = None
     name: str | None = None
@@ -83,19 +83,8 @@ class RunOptions:
         if self.shell:
             expand_shell(self.command, "input", 1)
         elif self.command:
-            self._check_command()
+            find_command(self.command[0], self.cwd, self.env)
         self.inputs.check()
-
-    def _check_command(self) -> None:
-        name = self.command[0]
-        if has_placeholder([name]):
-            return  # the inputs say which command it is
-        path = self.env.get("PATH", os.environ.get("PATH", os.defpath))
-        found = str(self.cwd / name) if "/" in name else shutil.which(name, path=path)
-        if found is None or not os.path.exists(found):
-            raise CommandNotFoundError(f"there is no command {name!r:.120}", command=name)
-        if os.path.isdir(found) or not os.access(found, os.X_OK):
-            raise CommandNotFoundError(f"{name!r:.120} is not executable", command=name)
 
     def spec(self, *, name: str, store_id: str, spool: Path) -> FleetSpec:
         """The fleet that carries out this run."""
@@ -143,6 +132,22 @@ class RunOptions:
         if self.shell:
             return expand_shell(self.command, text, number)
         return shlex.join(expand(self.command, text, number))
+
+
+def find_command(name: str, cwd: Path, env: Mapping[str, str]) -> None:
+    """Check that the command `name` can be started in `cwd`, with PATH from `env` if it is there.
+
+    Raises:
+        CommandNotFoundError: It is missing or not executable.
+    """
+    if has_placeholder([name]):
+        return  # the inputs say which command it is
+    path = env.get("PATH", os.environ.get("PATH", os.defpath))
+    found = str(cwd / name) if "/" in name else shutil.which(name, path=path)
+    if found is None or not os.path.exists(found):
+        raise CommandNotFoundError(f"there is no command {name!r:.120}", command=name)
+    if os.path.isdir(found) or not os.access(found, os.X_OK):
+        raise CommandNotFoundError(f"{name!r:.120} is not executable", command=name)
 
 
 def parse_halt(text: str) -> HaltSpec:

@@ -1,0 +1,34 @@
+"""`muster send`: put a message into an inbox."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from muster.cli.fast import Parsed
+from muster.cli.main import common
+from muster.cli.speaking import carry_out
+
+
+@click.command("send", short_help="Put a message into an agent's inbox.")
+@common()
+@click.argument("to")
+@click.argument("body", required=False)
+@click.option(
+    "--as", "as_", metavar="NAME", help="Speak as NAME [default: the agent whose command this is, else operator]."
+)
+@click.option("-t", "--type", metavar="TYPE", help="Type of the message [default: message].")
+@click.option("--json-body", is_flag=True, help="BODY is a JSON value, not text.")
+@click.option("--id", metavar="ID", help="Message id: sending it again adds no second copy.")
+@click.option("--control", is_flag=True, help="Overtake messages of normal priority.")
+@click.option("--wait", metavar="DURATION", help="Wait this long for room in a full inbox [default: refuse at once].")
+def command(to: str, body: str | None, as_json: bool, json_body: bool, control: bool, **values: Any) -> int:
+    """Put BODY (default: standard input) into the inbox of agent TO, or of every member of a group such as @workers.
+
+    When it returns 0, the message is stored: it survives the death of every process. --json prints its id and number.
+    """
+    flags = {name for name, given in (("json", as_json), ("json_body", json_body), ("control", control)) if given}
+    values["as"] = values.pop("as_")
+    words = [to] if body is None else [to, body]
+    return carry_out(Parsed("send", words, {key: value for key, value in values.items() if value is not None}, flags))

@@ -1,0 +1,121 @@
+"""`muster status`: how a fleet is."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from muster.cli.main import common
+from muster.cli.output import columns, paint, print_json, safe
+
+#: Agents listed without --all; those that are not well are always among them.
+LISTED_MAX = 20
+COLORS = {
+    "healthy": "green",
+    "degraded": "yellow",
+    "unhealthy": "red",
+    "gone": "red",
+    "quarantined": "red",
+    "crashed": "red",
+    "dead": "red",
+    "unreachable": "red",
+}
+HEAD = ("AGENT", "STATE", "HEALTH", "PID", "TASK", "DONE", "FAILED", "INBOX", "RESTARTS", "SEEN", "MEMORY")
+
+
+@click.command("status", short_help="Show how a fleet is: agents, tasks, health.")
+@common()
+@click.argument("name", required=False)
+@click.option("--all", "everybody", is_flag=True, help="List every agent.")
+@click.option(
+    "--timeout",
+    default="3s",
+    show_default=True,
+    metavar="DURATION",
+    help="How long the coordinator may take to answer.",
+)
+def command(
+    name: str | None, as_json: bool, store: str | None, fleet: str | None, everybody: bool, timeout: str
+) -> int:
+    """Show what the coordinator of a fleet says, checked against its processes.
+
+    If the coordinator cannot be asked, that is said, with what the agents' status pages and the kernel tell. Exit status 0 if the fleet
+    is up, its coordinator answers and it is not unhealthy, else 1.
+    """
+    from muster.fleet import places, state
+    from muster.fleet.durations import parse_duration
+
+    found = state.status_of(places.chosen(name or fleet, store), parse_duration(timeout, "--timeout"))
+    if as_json:
+        print_json(found)
+    else:
+        sys.stdout.write("\n".join(_lines(found, everybody)) + "\n")
+    good = found["state"] not in ("down", "unreachable") and found.get("verdict") != "unhealthy"
+    return 0 if good else 1
+
+
+def _lines(found: dict[str, Any], everybody: bool) -> list[str]:
+    lines = [_title(found)]
+    lines += [paint(f"  ! {safe(problem)}", "red") for problem in found["problems"]]
+    tasks = found.get("tasks")
+    if tasks:
+        lines.append(
+            "tasks: "
+            + ", ".join(f"{count:,} {what}" for what, count in tasks.items() if count or what in ("done", "queued"))
+        )
+    for name, values in (found.get("latency_ms") or {}).items():
+        lines.append(
+            f"{name.replace('_', ' ')}: " + ", ".join(f"{key} {value:.1f} ms" for key, value in values.items())
+        )
+    agents = found.get("agents") or []
+    listed = agents if everybody else _worth_listing(agents)
+    if listed:
+        lines += ["", *columns(HEAD, [_row(agent) for agent in listed], colors=COLORS)]
+    if len(listed) < len(agents):
+        lines.append(f"… and {len(agents) - len(listed)} more that are well; --all lists them")
+    for agent in listed:
+        lines += [f"  {agent['agent']}: {safe(text)}" for text in agent.get("evidence") or []]
+    return lines
+
+
+def _title(found: dict[str, Any]) -> str:
+    from muster.fleet.durations import format_duration
+
+    state, verdict = str(found["state"]), str(found.get("verdict", "unknown"))
+    title = f"{found['fleet']} is {paint(state, COLORS.get(state, ''))}"
+    if verdict != "unknown":
+        title += f", {paint(verdict, COLORS.get(verdict, ''))}"
+    if "coordinator_pid" in found:
+        title += f"; up {format_duration(found['uptime_s'])}, coordinator {found['coordinator_pid']}"
+        if found["coordinator_restarts"]:
+            title += f" (restarted {found['coordinator_restarts']} times)"
+    return title
+
+
+def _worth_listing(agents: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    if len(agents) <= LISTED_MAX:
+        return agents
+    unwell = [agent for agent in agents if agent["verdict"] not in ("healthy", "unknown") or agent["state"] in COLORS]
+    rest = [agent for agent in agents if agent not in unwell]
+    return sorted(unwell + rest[: max(0, LISTED_MAX - len(unwell))], key=agents.index)
+
+
+def _row(agent: dict[str, Any]) -> tuple[object, ...]:
+    from muster.fleet.durations import format_duration
+
+    age, pss = agent.get("heartbeat_age_s"), agent.get("pss_bytes")
+    return (
+        agent["agent"],
+        agent["state"],
+        agent["verdict"],
+        agent["pid"],
+        agent["task"],
+        agent["done"],
+        agent["failed"],
+        agent["inbox_depth"],
+        agent.get("restarts", max(0, int(agent.get("incarnation") or 1) - 1)),
+        None if age is None else format_duration(age),
+        None if not pss else f"{pss / (1 << 20):.1f} MB",
+    )

@@ -1,0 +1,201 @@
+"""`send`, `recv`, `ask` from a command line: as the agent whose command this is, else as a named agent, else as the operator.
+
+A command that an agent started (at whatever depth) speaks through the owner's socket, whose address is in MUSTER_SOCKET; it never holds
+a key. Everybody else takes the identity's lock for a moment and uses the fleet's own keys, which only this user can read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from muster.core import limits
+from muster.core.names import OPERATOR, agent_id
+from muster.errors import ConfigError, ForbiddenError, IdentityBusyError
+from muster.fleet import places
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+    from pathlib import Path
+
+    from muster.agent.client import OwnerClient
+    from muster.bus.bus import Bus
+    from muster.bus.delivery import Delivery
+
+T = TypeVar("T")
+
+#: Messages that one `recv` takes at most.
+RECEIVE_MAX = limits.WINDOW
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """Who speaks. `socket` is the owner's address, or None: then `store` is opened as `agent`."""
+
+    agent: str | None
+    socket: str | None = None
+    store: Path | None = None
+
+
+def speaker(as_name: str | None, fleet_flag: str | None = None, store_flag: str | None = None) -> Speaker:
+    """`--as NAME`, else the agent of MUSTER_SOCKET, else the operator.
+
+    Raises:
+        ConfigError, FleetNotRunningError, InvalidNameError, UnsafePermissionsError: As `places.chosen`; and a bad name.
+    """
+    socket = os.environ.get("MUSTER_SOCKET")
+    own = os.environ.get("MUSTER_AGENT")
+    other_fleet = bool(store_flag) or fleet_flag not in (None, "", os.environ.get("MUSTER_FLEET"))
+    if socket and not other_fleet and as_name in (None, own):
+        return Speaker(own, socket=socket)
+    if socket and not other_fleet:
+        raise ForbiddenError(
+            f"this command belongs to the agent {own!r} and cannot speak as {as_name!r}", agent=as_name
+        )
+    fleet = places.chosen(fleet_flag, store_flag)
+    return Speaker(agent_id(as_name) if as_name else OPERATOR, store=fleet.store)
+
+
+def send(who: Speaker, to: str, body: Any, **envelope: Any) -> dict[str, Any]:
+    """Store one message (or one per member of a "@group"), and say under which id.
+
+    Args:
+        envelope: type, priority, message_id as `Bus.send`; `wait_s`: time to wait for room in a full inbox.
+
+    Raises:
+        MusterError: Whatever the bus says; nothing was stored.
+    """
+    wait_s = float(envelope.pop("wait_s", 0.0) or 0.0)
+    if who.socket is not None:
+        with _owner(who.socket) as owner:
+            if to.startswith("@"):
+                return {"to": to, "receipts": owner.publish(to, body, type=envelope.get("type", "message"))}
+            return {"to": to, **owner.send(to, body, **envelope)}
+
+    async def through(bus: Bus) -> dict[str, Any]:
+        if to.startswith("@"):
+            receipts = await bus.publish(to, body, **envelope)
+            return {"to": to, "receipts": [{"to": r.recipient, "id": r.id, "seq": r.seq} for r in receipts]}
+        receipt = await bus.send(to, body, wait_s=wait_s, **envelope)
+        return {"to": to, "id": receipt.id, "seq": receipt.seq}
+
+    return _on_bus(who, through, consume=False)
+
+
+def ask(who: Speaker, to: str, body: Any, *, type: str, timeout_s: float) -> dict[str, Any]:
+    """Send a request and return the reply as a message (sender, type, body …).
+
+    Raises:
+        AskTimeoutError: No reply in time; the request was stored and may still be handled.
+    """
+    if who.socket is not None:
+        with _owner(who.socket) as owner:
+            return _without_handle(owner.ask(to, body, type=type, timeout_s=timeout_s))
+
+    async def through(bus: Bus) -> dict[str, Any]:
+        message = await bus.ask(to, body, type=type, timeout_s=timeout_s)
+        return {
+            "id": message.id,
+            "sender": message.sender,
+            "type": message.type,
+            "seq": message.seq,
+            "body": message.body,
+        }
+
+    return _on_bus(who, through, consume=True)
+
+
+def receive(who: Speaker, count: int, wait_s: float, show: Callable[[dict[str, Any]], None]) -> int:
+    """Take up to `count` messages, waiting up to `wait_s` for the first; `show` prints one and flushes.
+
+    A message is acked after it was shown, so whoever is killed in between finds it again. Returns how many were shown.
+    """
+    count = min(count or RECEIVE_MAX, RECEIVE_MAX)
+    if who.socket is not None:
+        with _owner(who.socket) as owner:
+            messages = owner.receive(count, wait_s=wait_s)
+            for message in messages:
+                show(_without_handle(message))
+            if messages:
+                owner.ack(*messages)
+            return len(messages)
+
+    async def through(bus: Bus) -> int:
+        shown = 0
+        delivery = await bus.receive(timeout_s=wait_s)
+        while delivery is not None:
+            show(_as_message(delivery))
+            delivery.ack()
+            shown += 1
+            delivery = bus.receive_nowait() if shown < count else None
+        return shown
+
+    return _on_bus(who, through, consume=True)
+
+
+def _on_bus(who: Speaker, through: Callable[[Bus], Awaitable[T]], *, consume: bool) -> T:
+    import asyncio
+
+    from muster.bus.bus import Bus
+    from muster.bus.store import add_agent, has_agent, open_store
+    from muster.security.keys import Keyring, load_master
+
+    assert who.store is not None
+    assert who.agent is not None
+    store, agent = open_store(who.store), who.agent
+    if not has_agent(store, agent):
+        add_agent(store, agent)
+    keyring = Keyring.from_master(load_master(store), agent)
+
+    async def live() -> T:
+        try:
+            bus = await Bus.open(store, agent, keyring, consume=consume, wait_s=limits.IDENTITY_WAIT_S)
+        except IdentityBusyError as error:
+            raise IdentityBusyError(
+                f"{agent!r} is in use by another process; choose another name with --as",
+                retry_after_s=error.retry_after_s,
+                agent=agent,
+            ) from None
+        async with bus:
+            return await through(bus)
+
+    return asyncio.run(live())
+
+
+def _owner(path: str) -> OwnerClient:
+    from muster.agent.client import OwnerClient
+
+    return OwnerClient(path)
+
+
+def _as_message(delivery: Delivery) -> dict[str, Any]:
+    message = {
+        "id": delivery.id,
+        "sender": delivery.sender,
+        "type": delivery.type,
+        "seq": delivery.seq,
+        "attempt": delivery.attempt,
+    }
+    return {**message, "created_ns": delivery.created_ns, "body": delivery.body}
+
+
+def _without_handle(message: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in message.items() if key != "handle"}
+
+
+def parse_body(text: str, *, as_json: bool) -> Any:
+    """A body as typed: text, or with `--json-body` any JSON value.
+
+    Raises:
+        ConfigError: It is not JSON.
+    """
+    if not as_json:
+        return text
+    import json
+
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"--json-body: not JSON: {error}", key="json_body") from None

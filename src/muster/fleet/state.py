@@ -1,0 +1,132 @@
+"""What `muster status` says: the coordinator's word, checked against the kernel; without its word, what pages and kernel say.
+
+Nothing here is hoped: a figure comes from the coordinator's log, a status page of a living owner, or the process table, and
+disagreement between them is shown, not resolved in silence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Any
+
+import msgspec
+
+from muster.agent.status import read_status
+from muster.bus.bus import Bus
+from muster.bus.store import add_agent, has_agent
+from muster.core.names import COORDINATOR, OPERATOR
+from muster.core.protocol import TYPE_OF, FleetStatus, StatusAsk
+from muster.errors import IdentityBusyError, MusterError
+from muster.fleet import places, processes
+from muster.security.keys import Keyring, load_master
+
+#: How long the coordinator may take to answer before status goes by pages and kernel alone.
+ANSWER_S = 3.0
+#: Asks while the operator's seat is taken by a `muster run` in front.
+OBSERVER = "observer"
+
+
+def status_of(fleet: places.Fleet, answer_s: float = ANSWER_S) -> dict[str, Any]:
+    """Everything known about a fleet as plain data. `problems` lists contradictions and silences, in sentences."""
+    found: dict[str, Any] = {"fleet": fleet.name, "store": str(fleet.store), "store_id": fleet.store_id, "problems": []}
+    table = processes.of_fleet(fleet)
+    found["processes"] = table
+    if fleet.spawner_pid is None:
+        return {**found, "state": "down", "verdict": "unknown", "agents": _from_pages(fleet)}
+    if table and table[0]["state"] == "silent":
+        found["problems"].append(f"the spawner (process {fleet.spawner_pid}) does not answer")
+    told, reason = _ask_coordinator(fleet, answer_s)
+    pids = {row["name"]: row["pid"] for row in table if row["role"] == "worker"}
+    if told is None:
+        found["problems"].append(
+            f"the coordinator cannot be reached ({reason}); this is what status pages and the kernel say"
+        )
+        return {**found, "state": "unreachable", "verdict": "unknown", "agents": _from_pages(fleet)}
+    found.update(msgspec.to_builtins(told))
+    found["problems"] += _contradictions(told, pids)
+    return found
+
+
+def _ask_coordinator(fleet: places.Fleet, answer_s: float) -> tuple[FleetStatus | None, str]:
+    try:
+        try:
+            return asyncio.run(_ask_as(fleet, OPERATOR, answer_s)), ""
+        except IdentityBusyError:
+            if not has_agent(fleet.store, OBSERVER):
+                add_agent(fleet.store, OBSERVER)
+            return asyncio.run(_ask_as(fleet, OBSERVER, answer_s)), ""
+    except MusterError as error:
+        return None, error.message
+    except OSError as error:
+        return None, str(error.strerror)
+
+
+async def _ask_as(fleet: places.Fleet, name: str, answer_s: float) -> FleetStatus:
+    keyring = Keyring.from_master(load_master(fleet.store), name)
+    async with await Bus.open(fleet.store, name, keyring, wait_s=0.5 if name == OBSERVER else 0.0) as bus:
+        reply = await bus.ask(COORDINATOR, StatusAsk(), type=TYPE_OF[StatusAsk], timeout_s=answer_s)
+        return reply.decode(FleetStatus)
+
+
+def _from_pages(fleet: places.Fleet) -> list[dict[str, Any]]:
+    agents = []
+    for name in sorted(os.listdir(fleet.store / "agents")):
+        page = read_status(fleet.store, name)
+        if page is None:
+            continue
+        lives = _lives(page.pid, page.start_time)
+        agents.append(
+            {
+                "agent": name,
+                "pid": page.pid,
+                "state": page.state if lives else "gone",
+                "verdict": page.verdict if lives else "unknown",
+                "incarnation": page.incarnation,
+                "task": page.task or None,
+                "done": page.done,
+                "failed": page.failed,
+                "inbox_depth": page.inbox_depth,
+                "heartbeat_age_s": round(page.heartbeat_age_s(), 3),
+                "pss_bytes": page.pss_bytes or None,
+                "evidence": [] if lives else [f"process {page.pid} is gone"],
+            }
+        )
+    return agents
+
+
+def _lives(pid: int, start_time: int) -> bool:
+    from muster.supervise.tree import is_gone
+
+    return pid > 0 and not is_gone(pid, start_time)
+
+
+def _contradictions(told: FleetStatus, pids: dict[str, int | None]) -> list[str]:
+    """Where the coordinator's picture and the spawner's list of living workers differ."""
+    problems = []
+    for agent in told.agents:
+        if agent.pid and agent.worker not in pids:
+            problems.append(
+                f"{agent.agent}: the coordinator knows process {agent.pid}, which the spawner does not list as alive"
+            )
+        elif agent.pid and pids[agent.worker] not in (None, agent.pid):
+            problems.append(
+                f"{agent.agent}: the coordinator knows process {agent.pid}, the spawner process {pids[agent.worker]}"
+            )
+    return problems
+
+
+def roster_of(fleet: places.Fleet) -> list[dict[str, Any]]:
+    """The agents of a fleet that can be written to, with what waits for them."""
+    from muster.bus.store import roster
+    from muster.bus.transports.lanes import inspect
+
+    rows = []
+    for name in roster(fleet.store):
+        page = read_status(fleet.store, name)
+        lives = page is not None and _lives(page.pid, page.start_time)
+        depth = sum(view.depth for view in inspect.lanes_to(fleet.store, name))
+        rows.append(
+            {"agent": name, "state": page.state if page is not None and lives else "absent", "inbox_depth": depth}
+        )
+    return rows

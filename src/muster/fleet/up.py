@@ -1,0 +1,217 @@
+"""A standing fleet: made from fleet.toml, started, watched from in front, brought down."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import select
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from muster.agent.status import read_status
+from muster.bus.store import add_agent, create_store, write_spec
+from muster.core import spec as specs
+from muster.core.names import COORDINATOR, OPERATOR
+from muster.errors import (
+    CommandNotFoundError,
+    ConfigError,
+    FleetNotRunningError,
+    FleetRunningError,
+    SpawnFailedError,
+    StoreUnsuitableError,
+)
+from muster.fleet import config, leftovers, logs, places
+from muster.fleet.entries import entries
+from muster.fleet.handlers import check_handler
+from muster.supervise.client import SpawnerClient
+from muster.supervise.spawner import start_spawner
+
+if TYPE_CHECKING:
+    from muster.core.spec import AgentSpec, FleetSpec
+
+#: Time for all agents to become ready before `up` says who is missing.
+READY_S = 60.0
+LOOK_S = 0.02
+#: Pause between two looks at the event log while the fleet is in front.
+WATCH_S = 0.25
+
+
+@dataclass
+class Started:
+    """A standing fleet that was just started."""
+
+    spec: FleetSpec
+    store: Path
+    spawner: SpawnerClient
+    started_at: float
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+
+def start(file: Path, flags: dict[str, Any], *, store_root: str | None, detach: bool) -> Started:
+    """Start the fleet that `file` describes. Messages that an earlier life of it left unread are kept.
+
+    Raises:
+        ConfigError, CommandNotFoundError, HandlerNotFoundError: The file, or what it names, is wrong; nothing was started.
+        FleetRunningError: It is up already.
+        StoreError, SecurityError, SpawnFailedError: It cannot be started.
+    """
+    started_at = time.monotonic()
+    settings = config.load(file, flags=flags)
+    spec = settings.spec("")
+    if not spec.agents:
+        raise ConfigError(f"{file}: there is no [agents.NAME] table, so there is nothing to start", source=str(file))
+    for kind in spec.agents:
+        _check_kind(kind)
+    leftovers.reclaim_quietly(store_root)
+    root = places.make_private(places.state_root(store_root))
+    places.check_room(root, len(specs.roster(spec)))
+    store = _open_or_make(root, spec.name)
+    # Another life of the same store keeps its id: processes of the earlier life are then found by it, and killed by the spawner.
+    store_id = str((places.load_spec(store) or {}).get("store_id") or secrets.token_hex(16))
+    spec = settings.spec(store_id)
+    create_store(store)
+    write_spec(store, spec)
+    for agent in (COORDINATOR, OPERATOR, *specs.roster(spec)):
+        add_agent(store, agent)
+    return Started(spec, store, start_spawner(store, entries(), foreground=not detach), started_at)
+
+
+def _check_kind(kind: AgentSpec) -> None:
+    from muster.fleet.run_options import find_command
+
+    cwd = Path(kind.cwd or ".")
+    if not cwd.is_dir():
+        raise ConfigError(f"[agents.{kind.name}] cwd: there is no directory {cwd}", key="cwd")
+    if kind.handler is not None:
+        check_handler(kind.handler, cwd)
+    if kind.command is not None and not kind.shell:
+        try:
+            find_command(kind.command[0], cwd, kind.env)
+        except CommandNotFoundError as error:
+            raise CommandNotFoundError(f"[agents.{kind.name}]: {error.message}") from None
+
+
+def _open_or_make(root: Path, name: str) -> Path:
+    from muster.bus.transports.lanes import probe
+
+    store = root / name
+    try:
+        os.mkdir(store, 0o700)
+    except FileExistsError:
+        places.check_private(store)
+        pid = places.spawner_pid(store)
+        if pid is not None:
+            raise FleetRunningError(f"the fleet {name!r} is already up (process {pid})", fleet=name, pid=pid) from None
+        if (places.load_spec(store) or {}).get("run") is not None:
+            raise FleetRunningError(
+                f"a crashed run is called {name!r}; `muster doctor --fix` removes it", fleet=name
+            ) from None
+    except OSError as error:
+        raise StoreUnsuitableError(f"cannot make a store in {root}: {error.strerror}", path=str(root)) from None
+    probe.check(store)
+    return store
+
+
+def wait_ready(fleet: Started, ready_s: float = READY_S) -> list[str]:
+    """Wait until every agent has joined; return those that have not.
+
+    Raises:
+        SpawnFailedError: The fleet ended while it was starting.
+    """
+    missing = specs.roster(fleet.spec)
+    deadline = time.monotonic() + ready_s
+    while missing and time.monotonic() < deadline:
+        missing = [agent for agent in missing if not _is_ready(fleet.store, agent)]
+        if missing and select.select([fleet.spawner.fileno()], [], [], LOOK_S)[0]:
+            raise SpawnFailedError(
+                f"the fleet {fleet.name!r} ended while it was starting; see `muster logs --fleet {fleet.name}`",
+                fleet=fleet.name,
+            )
+    return missing
+
+
+def _is_ready(store: Path, agent: str) -> bool:
+    page = read_status(store, agent)
+    return page is not None and page.state in ("ready", "busy", "waiting", "limited") and _alive(page.pid)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return True
+
+
+def watch(fleet: Started, say: Callable[[dict[str, Any]], None]) -> int:
+    """Stay in front of a fleet until it has ended: pass on signals, show its events. Returns its exit status."""
+    signals: list[int] = []
+
+    def on_signal(number: int, _frame: object) -> None:
+        signals.append(number)
+        mode = "drain" if len(signals) == 1 else "now"
+        say(
+            {
+                "at": None,
+                "source": "muster",
+                "event": "fleet.stopping",
+                "mode": mode,
+                "signal": signal.Signals(number).name,
+            }
+        )
+        with contextlib.suppress(FleetNotRunningError, TimeoutError):
+            fleet.spawner.stop("drain" if mode == "drain" else "now", signal.Signals(number).name, timeout_s=2.0)
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, on_signal) for number in numbers}
+    try:
+        ended = False
+
+        def is_over() -> bool:
+            nonlocal ended
+            ended = ended or bool(select.select([fleet.spawner.fileno()], [], [], 0)[0])
+            if os.getpid() == 1:
+                _reap_strangers(fleet.spawner.pid)
+            return ended
+
+        for entry in logs.entries(fleet.store, None, follow=True, ended=is_over):
+            say(entry)
+        try:
+            return fleet.spawner.wait(5.0)
+        except (FleetNotRunningError, TimeoutError):
+            return 1
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _reap_strangers(spawner: int) -> None:
+    """As process 1 of a container we inherit everybody's orphans: reap them, but leave the spawner's end to its client."""
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if found is None or found.si_pid == spawner:
+                return
+            os.waitpid(found.si_pid, 0)
+
+
+def down(fleet: places.Fleet, *, now: bool, timeout_s: float | None) -> int:
+    """Bring a fleet down and wait until nothing of it is left. Returns its exit status.
+
+    Raises:
+        FleetNotRunningError: It is not up; nothing was done.
+        TimeoutError: It has not ended within `timeout_s`; it is still ending.
+    """
+    if fleet.spawner_pid is None:
+        raise FleetNotRunningError(f"the fleet {fleet.name!r} is not up", fleet=fleet.name)
+    with SpawnerClient.connect(fleet.store) as spawner:
+        spawner.stop("now" if now else "drain", "muster down")
+        return spawner.wait(timeout_s)
