@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         StoreFullError,
         UnknownAgentError,
     )
-    from muster.join import join
+    from muster.joining import join
 
 _HOMES = {
     "Agent": "muster.agent.agent",
@@ -39,7 +39,7 @@ _HOMES = {
     "Delivery": "muster.bus.delivery",
     "Receipt": "muster.bus.delivery",
     "Message": "muster.core.message",
-    "join": "muster.join",
+    "join": "muster.joining",
     **dict.fromkeys(
         (
             "AskTimeoutError", "BodyEncodingError", "BodyTooLargeError", "BusClosedError", "BusError", "ForbiddenError",

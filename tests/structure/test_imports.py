@@ -18,7 +18,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"agent", "limit", "health", "metrics", "supervise"}),
     frozenset({"coordinator"}),
     frozenset({"fleet"}),
-    frozenset({"adapters", "cli", "tui", "web", "testing", "join"}),
+    frozenset({"adapters", "cli", "tui", "web", "testing", "joining"}),
     # The public names, and `python -m muster`: they gather everything and are imported by none of it.
     frozenset({"__init__", "__main__"}),
 )

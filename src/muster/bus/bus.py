@@ -7,7 +7,7 @@ import contextlib
 import random
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from muster.bus import groups
 from muster.bus.delivery import Delivery, Receipt
@@ -85,7 +85,7 @@ class Bus:
         """Store one message for `to` and return at once; see `send` for the envelope, promises and errors. The hot path."""
         if self.closed:
             raise BusClosedError("this bus is closed")
-        out = outgoing(body, **envelope)
+        out = outgoing(body, envelope)
         try:
             seq = self.transport.put(to, out)
         except InboxFullError:
@@ -138,7 +138,7 @@ class Bus:
         """Send a request and wait for the reply that names it.
 
         Raises:
-            AskTimeoutError: No reply within `timeout_s`; the request was stored and may still be handled; a late reply is counted and dropped.
+            AskTimeoutError: No reply within `timeout_s`; the request was stored and may still be handled; a late reply is dropped.
             Else as `send`.
         """
         if self._loop is None or self.transport.fileno() < 0:
@@ -395,7 +395,7 @@ class Bus:
         self._ack_waiters.wake()
         self.transport.close()
 
-    async def __aenter__(self) -> Bus:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_error: object) -> None:

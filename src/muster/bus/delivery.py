@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+import builtins
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from muster.bus.waiting import wait_finalised
 from muster.core.ids import show_id
@@ -76,7 +77,7 @@ class Delivery:
         return self.message.body
 
     @overload
-    def decode(self, as_type: type[T]) -> T: ...
+    def decode(self, as_type: builtins.type[T]) -> T: ...
     @overload
     def decode(self, as_type: Any) -> Any: ...
     def decode(self, as_type: Any) -> Any:
@@ -116,11 +117,11 @@ class Delivery:
         """Answer an `ask` (control class, correlated). Does not finish the delivery. Raises what `Bus.post` raises."""
         return self._bus._reply(self.message, body, type)
 
-    async def __aenter__(self) -> Delivery:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
+        self, kind: builtins.type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
     ) -> None:
         if not self._open:
             return

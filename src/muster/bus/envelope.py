@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING, Any
 
 from muster.core import limits
 from muster.core.codec import Outgoing, encode_extras
@@ -16,6 +17,9 @@ from muster.core.message import (
     encode_body,
 )
 from muster.errors import ForbiddenError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _types: dict[str, bytes] = {}
 
@@ -32,46 +36,60 @@ def type_bytes(name: str) -> bytes:
     return raw
 
 
-def outgoing(
-    body: object,
-    *,
-    type: str = "message",
-    priority: str = "normal",
-    message_id: str | None = None,
-    expires_in_s: float | None = None,
-    correlation_id: str | None = None,
-    causation_id: str | None = None,
-    reply_to: str | None = None,
-    traceparent: str | None = None,
-    hops: int = 0,
-) -> Outgoing:
-    """See `Bus.send` for the fields and errors; nothing is stored here."""
+_FIELDS = frozenset(
+    {
+        "type",
+        "priority",
+        "message_id",
+        "expires_in_s",
+        "correlation_id",
+        "causation_id",
+        "reply_to",
+        "traceparent",
+        "hops",
+    }
+)
+_TEXTS = (
+    (EXTRA_CORRELATION, "correlation_id"),
+    (EXTRA_CAUSATION, "causation_id"),
+    (EXTRA_REPLY_TO, "reply_to"),
+    (EXTRA_TRACEPARENT, "traceparent"),
+)
+
+
+def outgoing(body: object, envelope: Mapping[str, Any]) -> Outgoing:
+    """`body` with the fields of `envelope` (see `Bus.send`), as it will be framed; nothing is stored here.
+
+    Raises:
+        TypeError: An envelope field that does not exist.
+        UsageError, BodyEncodingError, BodyTooLargeError: See `Bus.send`.
+    """
     raw, content = encode_body(body)
     created = time.time_ns()
-    out = Outgoing(new_id(), type_bytes(type), raw, content, created)
-    if priority != "normal":
-        if priority != "control":
-            raise UsageError(f"priority is 'normal' or 'control', not {priority!r}")
-        out.control = True
+    out = Outgoing(new_id(), type_bytes(envelope.get("type", "message")), raw, content, created)
+    if not envelope:
+        return out
+    unknown = envelope.keys() - _FIELDS
+    if unknown:
+        raise TypeError(f"send() got an unexpected keyword argument {min(unknown)!r}")
+    priority = envelope.get("priority", "normal")
+    if priority not in ("normal", "control"):
+        raise UsageError(f"priority is 'normal' or 'control', not {priority!r}")
+    out.control = priority == "control"
+    expires_in_s = envelope.get("expires_in_s")
     if expires_in_s is not None:
         out.expires_ns = created + int(expires_in_s * 1e9)
-    if hops:
-        if hops > limits.HOPS_MAX:
-            raise ForbiddenError(
-                f"this chain of messages has {hops} hops, more than {limits.HOPS_MAX}: it looks like an echo storm",
-                hops=hops,
-            )
-        out.hops = hops
-    if message_id or correlation_id or causation_id or reply_to or traceparent:
-        extras: dict[int, str] = {}
-        if message_id is not None:
-            out.message_id, out.explicit = explicit_id(message_id), True
-            extras[EXTRA_MESSAGE_ID] = message_id
-        for tag, text in (
-            (EXTRA_CORRELATION, correlation_id), (EXTRA_CAUSATION, causation_id),
-            (EXTRA_REPLY_TO, reply_to), (EXTRA_TRACEPARENT, traceparent),
-        ):  # fmt: skip
-            if text is not None:
-                extras[tag] = text
+    out.hops = envelope.get("hops", 0)
+    if out.hops > limits.HOPS_MAX:
+        raise ForbiddenError(
+            f"this chain of messages has {out.hops} hops, more than {limits.HOPS_MAX}: it looks like an echo storm",
+            hops=out.hops,
+        )
+    extras = {tag: envelope[name] for tag, name in _TEXTS if envelope.get(name) is not None}
+    message_id = envelope.get("message_id")
+    if message_id is not None:
+        out.message_id, out.explicit = explicit_id(message_id), True
+        extras[EXTRA_MESSAGE_ID] = message_id
+    if extras:
         out.extras = encode_extras(extras)
     return out

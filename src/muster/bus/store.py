@@ -1,4 +1,4 @@
-"""A fleet's store as a whole: make it, open it, see what is unread in it, remove it. Where stores live is `muster.fleet.places`' business."""
+"""A fleet's store as a whole: make it, open it, see what is unread in it, remove it."""
 
 from __future__ import annotations
 

@@ -40,9 +40,12 @@ class Waiters:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
         self._futures.append(future)
-        handle = (
-            None if timeout_s is None else loop.call_later(timeout_s, lambda: future.done() or future.set_result(None))
-        )
+
+        def give_up() -> None:
+            if not future.done():
+                future.set_result(None)
+
+        handle = None if timeout_s is None else loop.call_later(timeout_s, give_up)
         try:
             await future
         finally:

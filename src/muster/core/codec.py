@@ -6,9 +6,10 @@ anything is parsed; there is no canonical form, the bytes as stored are what was
 
 from __future__ import annotations
 
+import _hashlib
 import hmac
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from muster.core import limits
 from muster.core.message import Message
@@ -27,10 +28,8 @@ HEADER = struct.Struct("<BBBBHHII16sQ16sQQ")
 _EXTRA = struct.Struct("<BH")
 _pack = HEADER.pack
 _unpack_from = HEADER.unpack_from
-try:  # what hmac.digest calls in the end, without its two Python frames
-    from _hashlib import hmac_digest as _digest
-except ImportError:
-    _digest = hmac.digest
+#: What hmac.digest calls in the end, without its two Python frames; both are the same function of their arguments.
+digest: Any = getattr(_hashlib, "hmac_digest", hmac.digest)
 _same = hmac.compare_digest
 
 LANE_ID_AT = 16
@@ -112,7 +111,8 @@ def encode_frame(out: Outgoing, lane_id: bytes, seq: int, key: bytes, epoch: int
         lane_id, seq, out.message_id, out.created_ns, out.expires_ns,
     )  # fmt: skip
     signed = b"".join((head, out.type, extras, out.raw))
-    return signed + _digest(key, signed, "sha256")
+    tag: bytes = digest(key, signed, "sha256")
+    return signed + tag
 
 
 def decode_frame(content: bytes, lane_id: bytes, seq: int, key: bytes, names: tuple[str, str]) -> Message:
@@ -122,7 +122,7 @@ def decode_frame(content: bytes, lane_id: bytes, seq: int, key: bytes, names: tu
         FrameError: The tag does not fit these bytes (`forged`), or the frame is not number `seq` of lane `lane_id`.
     """
     signed = content[:-TAG_BYTES]
-    if not _same(_digest(key, signed, "sha256"), content[-TAG_BYTES:]):
+    if not _same(digest(key, signed, "sha256"), content[-TAG_BYTES:]):
         raise FrameError("the tag does not fit", forged=True)
     try:
         (

@@ -136,7 +136,7 @@ def check_body_bytes(body_bytes: int) -> None:
     """Raises BodyTooLargeError for more than `limits.BODY_BYTES_MAX` bytes."""
     if body_bytes > limits.BODY_BYTES_MAX:
         raise BodyTooLargeError(
-            f"the body has {body_bytes:,} bytes, more than the {limits.BODY_BYTES_MAX:,} that one message may carry; send a file's path instead",
+            f"the body has {body_bytes:,} bytes, more than the {limits.BODY_BYTES_MAX:,} of one message; send a file's path instead",
             body_bytes=body_bytes,
         )
 

@@ -10,7 +10,7 @@ from muster.bus.transports.lanes import outlane
 from muster.bus.transports.lanes.inspect import frames_of
 from muster.bus.transports.lanes.segment import SegmentWriter, list_segments
 from muster.bus.transports.lanes.words import PAGE, allocate, lane_id_of, page_header
-from muster.core.codec import CHECKSUM_KEY, TAG_BYTES, _digest
+from muster.core.codec import CHECKSUM_KEY, TAG_BYTES, digest
 from muster.security.permissions import make_private_dir, read_private
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class AppendLog:
         writer = self._writer
         for record in records:
             writer.settle()
-            writer.commit(record + _digest(CHECKSUM_KEY, record, "sha256")[:TAG_BYTES])
+            writer.commit(record + digest(CHECKSUM_KEY, record, "sha256")[:TAG_BYTES])
         return writer.next_seq - 1
 
     def replay(self, after: int = 0) -> Iterator[tuple[int, bytes]]:
@@ -73,7 +73,7 @@ class AppendLog:
                 continue
             for seq, content in frames_of(str(self._directory), self._lane_id, first):
                 record = content[:-TAG_BYTES]
-                if _digest(CHECKSUM_KEY, record, "sha256") != content[-TAG_BYTES:]:
+                if digest(CHECKSUM_KEY, record, "sha256") != content[-TAG_BYTES:]:
                     return
                 if seq > after:
                     yield seq, record

@@ -33,10 +33,8 @@ class OwnBell:
                 if len(chunk) < 4096:
                     break
         data = b"".join(chunks)
-        records = []
-        for line in data.split(b"\n"):
-            if len(line) > 2 and line[1:2] == b" ":
-                records.append((chr(line[0]), line[2:].decode("ascii", "replace")))
+        lines = [line for line in data.split(b"\n") if len(line) > 2 and line[1:2] == b" "]
+        records = [(chr(line[0]), line[2:].decode("ascii", "replace")) for line in lines]
         return records, len(data) >= self._overflow_bytes
 
     def close(self) -> None:
@@ -50,7 +48,7 @@ class PeerBells:
         self._fds: dict[str, int] = {}
 
     def ring(self, path: str, kind: str, lane: str) -> bool:
-        """Ring the bell at `path`. False if nobody listens (the recipient scans when it starts) or the pipe is full (it scans then, too)."""
+        """Ring the bell at `path`. False if nobody listens or the pipe is full; the recipient scans in both cases."""
         record = f"{kind} {lane}\n".encode()
         for fresh in (False, True):
             fd = self._fds.get(path, -1)

@@ -53,4 +53,4 @@ def list_letters(inbox: str) -> list[dict[str, object]]:
         except ValueError:
             facts = {"reason": "unreadable dead letter", "dead_ns": 0}
         letters.append({**facts, "body_bytes": len(body), "path": f"{inbox}/dead/{name}"})
-    return sorted(letters, key=lambda facts: int(facts.get("dead_ns") or 0))
+    return sorted(letters, key=lambda facts: int(str(facts.get("dead_ns") or 0)))

@@ -40,8 +40,8 @@ READS_BEFORE_DAMAGE: Final = 3
 _READ_AGAIN_S: Final = 0.0006
 
 
-class Damaged(Exception):
-    """Bytes that stay wrong. `resume_at` is the next whole frame's (offset, number), or None if there is none in this segment."""
+class DamagedLaneError(Exception):
+    """Bytes that stay wrong. `forged_end` is where the next frame stands if only the tag is wrong, else None."""
 
     def __init__(self, reason: str, *, forged_end: int | None = None, content: bytes = b"") -> None:
         super().__init__(reason)
@@ -124,14 +124,14 @@ class InLane:
         return True
 
     def _segments_up_to_next(self) -> list[int]:
-        """Segments that may hold `next_seq`. Raises Damaged if only later ones exist, in several listings (one may miss a rename)."""
+        """Segments that may hold `next_seq`. Raises DamagedLaneError if only later ones exist, in several listings."""
         for _ in range(READS_BEFORE_DAMAGE):
             present = list_segments(self.directory)
             firsts = [first for first in present if first <= self.next_seq]
             if firsts or not present:
                 return firsts
             time.sleep(_READ_AGAIN_S)
-        raise Damaged("the segment of the next message is missing")
+        raise DamagedLaneError("the segment of the next message is missing")
 
     def _attach(self, first: int) -> bool:
         try:
@@ -154,7 +154,7 @@ class InLane:
         """The frame `next_seq`, verified, or None at a silent tail. The caller has published `taken` before it believes the None.
 
         Raises:
-            Damaged: The bytes stay wrong; nothing was consumed.
+            DamagedLaneError: The bytes stay wrong; nothing was consumed.
         """
         while True:
             if self._fd < 0 and not self._open_segment():
@@ -171,7 +171,7 @@ class InLane:
                 stored = int.from_bytes(buffer[:8], "little")
                 if stored == 0:
                     if len(buffer) < 8:
-                        raise Damaged("the segment ends without a seal")
+                        raise DamagedLaneError("the segment ends without a seal")
                     return None
             length, kind = stored & 0xFFFFFFFF, (stored >> 32) & 0xFF
             if stored != commit_word(self._crc, self.next_seq, length, kind) or length > CONTENT_BYTES_MAX:
@@ -237,11 +237,13 @@ class InLane:
             seen.append((head, content))
             if len(seen) >= READS_BEFORE_DAMAGE:
                 end = self._at + 8 + padded(length) if content and len(content) == length else None
-                raise Damaged("forged" if forged else "damaged", forged_end=end if forged else None, content=content)
+                raise DamagedLaneError(
+                    "forged" if forged else "damaged", forged_end=end if forged else None, content=content
+                )
             time.sleep(_READ_AGAIN_S)
         return None
 
-    def skip_forged(self, damage: Damaged) -> None:
+    def skip_forged(self, damage: DamagedLaneError) -> None:
         """Step over a frame whose shape is right but whose tag is not."""
         if damage.forged_end is not None:
             self._at = damage.forged_end

@@ -1,0 +1,316 @@
+"""Everything an identity receives: which lanes to look at, in turns, and what becomes of what was taken."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+from muster.bus.transport import Inbound
+from muster.bus.transports.lanes import cursor as cursors
+from muster.bus.transports.lanes import layout
+from muster.bus.transports.lanes.bell import ACKED, OwnBell
+from muster.bus.transports.lanes.deadletters import letter_path, store_letter
+from muster.bus.transports.lanes.inlane import DamagedLaneError, InLane
+from muster.bus.transports.lanes.words import barrier
+from muster.core import limits
+from muster.core.message import Message
+from muster.errors import InvalidNameError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from pathlib import Path
+
+    from muster.bus.transport import BusStats
+    from muster.bus.transports.lanes.bell import PeerBells
+    from muster.security.keys import Keyring
+
+
+class Inbox:
+    """The one consumer (holder of `inbox.lock`) has one."""
+
+    def __init__(self, store: Path, agent: str, keyring: Keyring, bells: PeerBells, stats: BusStats) -> None:
+        """Rule B: inbox lock (the caller has it), then the bell, then a look at all lanes: whoever rang too early is found by the look."""
+        self.store = store
+        self.agent = agent
+        self.stats = stats
+        self.attempts_max = limits.ATTEMPTS_MAX
+        self._keyring = keyring
+        self._bells = bells
+        self._base = layout.agent_dir(store, agent)
+        self._in: dict[str, InLane] = {}
+        self._ready: OrderedDict[str, InLane] = OrderedDict()
+        self._ready_control: OrderedDict[str, InLane] = OrderedDict()
+        self._held: set[str] = set()  # lanes that wait for the suspect
+        self._listening: frozenset[str] | None = None  # whose normal class is taken; None: everybody's
+        self._unheard: dict[str, InLane] = {}  # lanes that may hold something, of senders not listened to
+        self._suspect: Inbound | None = None
+        self._parked: list[tuple[Inbound, str]] = []
+        self.gaps: list[tuple[str, int, int]] = []  # (lane, first, last) lost to damage, the newest 100
+        self.bell = OwnBell(f"{self._base}/bell")
+        try:
+            self._shelf = cursors.CursorShelf(f"{self._base}/inbox")
+            self.scan()
+        except BaseException:
+            self.close()
+            raise
+
+    def on_bell(self) -> tuple[list[str], bool]:
+        """Drain the bell (before anything is taken) and note which lanes to look at. (Outgoing lanes with news of acks, overflow)."""
+        records, overflow = self.bell.drain()
+        acked = []
+        for kind, name in records:
+            if kind == ACKED:
+                acked.append(name)
+            elif name not in self._ready and name not in self._ready_control:
+                self._note(name)
+        if overflow:
+            self.scan()
+        return acked, overflow
+
+    def _note(self, name: str) -> None:
+        lane = self._in.get(name)
+        if lane is None:
+            try:  # a record is only a hint, anybody who can open the FIFO may write anything
+                sender, control = layout.parse_lane_name(name)
+            except InvalidNameError:
+                self.stats.bad_hints += 1
+                return
+            if not layout.has_agent(self.store, sender):
+                self.stats.bad_hints += 1
+                return
+            lane = InLane(
+                self.store, self.agent, sender, control=control, key=self._keyring.verify_key(sender), shelf=self._shelf
+            )
+            self._in[name] = lane
+        self._make_ready(name, lane)
+
+    def _make_ready(self, name: str, lane: InLane) -> None:
+        if lane.control:
+            self._ready_control[name] = lane
+        elif self._listening is None or lane.sender in self._listening:
+            self._ready[name] = lane
+        else:
+            self._unheard[name] = lane
+
+    def listen_to(self, senders: Collection[str] | None) -> None:
+        """Take the normal class of these senders only (None: of everybody); what others store waits in their lanes, untaken."""
+        self._listening = None if senders is None else frozenset(senders)
+        waiting = {**self._unheard, **self._ready}
+        self._unheard.clear()
+        self._ready.clear()
+        for name, lane in waiting.items():
+            self._make_ready(name, lane)
+
+    def scan(self) -> int:
+        """Look at every lane that exists (at start, after an overflow, and as a safety net). How many were not ready before."""
+        found = 0
+        for sender in layout.roster(self.store):
+            for control in (False, True):
+                name = layout.lane_name(sender, control=control)
+                if name in self._ready or name in self._ready_control or name in self._unheard:
+                    continue
+                if os.path.lexists(
+                    f"{layout.agent_dir(self.store, sender)}/outbox/{layout.lane_name(self.agent, control=control)}/lane"
+                ):
+                    self._note(name)
+                    found += 1
+        self._retry_parked()
+        return found
+
+    def take(self, *, control_only: bool = False) -> Inbound | None:
+        """The next message, control class first, lanes in turn; its attempt is counted and its number published before it is returned."""
+        inbound = self._take_ready(self._ready_control)
+        if inbound is None and not control_only:
+            inbound = self._take_ready(self._ready)
+        return inbound
+
+    def _take_ready(self, ready: OrderedDict[str, InLane]) -> Inbound | None:
+        while ready:
+            name, lane = next(iter(ready.items()))
+            inbound = self._take_from(lane)
+            if inbound is None:
+                # Only now, after the look that followed the last published `taken`, may the lane leave the ready set.
+                del ready[name]
+                continue
+            if len(ready) > 1:
+                ready.move_to_end(name)  # lanes take turns: a flooder delays others by one message each round
+            return inbound
+        return None
+
+    def take_all_from(self, sender: str) -> list[Inbound]:
+        """Everything `sender` has stored and this identity has not taken; final if the sender is dead. Ignores turns and suspects."""
+        taken: list[Inbound] = []
+        for control in (True, False):
+            name = layout.lane_name(sender, control=control)
+            self._note(name)
+            lane = self._in.get(name)
+            while lane is not None and (inbound := self._take_from(lane, alone=False)) is not None:
+                taken.append(inbound)
+        return taken
+
+    def _take_from(self, lane: InLane, *, alone: bool = True) -> Inbound | None:
+        while True:
+            if lane.cursor is None:
+                try:
+                    if not lane.open():
+                        return None
+                except OSError:  # full store, no spare cursor: the sweep comes back to it
+                    return None
+            cursor = lane.cursor
+            assert cursor is not None
+            seq = lane.next_seq
+            if not cursor.can_take(seq):
+                lane.blocked = True
+                return None
+            if alone and self._suspect is not None and not lane.control:
+                self._held.add(lane.name)
+                return None
+            try:
+                message = lane.read()
+            except DamagedLaneError as damage:
+                if not self._heal(lane, cursor, damage):
+                    return None
+                continue
+            if message is None:
+                lane.reopen_if_replaced()
+                if lane.cursor is None:
+                    continue
+                return None
+            if message.seq != lane.next_seq or (seq <= cursor.taken_before and cursor.is_finalised(seq)):
+                lane.next_seq = message.seq + 1
+                continue
+            inbound = self._begin(lane, cursor, message)
+            if inbound is not None:
+                return inbound
+
+    def _begin(self, lane: InLane, cursor: cursors.Cursor, message: Message) -> Inbound | None:
+        seq = message.seq
+        lane.next_seq = seq + 1
+        before = cursor.attempts(seq) if seq <= cursor.taken_before else 0
+        attempt = cursor.count_attempt(seq)
+        cursor.take(seq)
+        inbound = Inbound(lane, message, attempt)
+        if message.expires_ns and time.time_ns() > message.expires_ns:
+            self.stats.expired += 1
+            self._finalise(inbound, cursors.EXPIRED)
+            return None
+        if attempt > self.attempts_max:
+            self.kill(inbound, f"delivered {attempt - 1} times without being finalised")
+            return None
+        if before and not lane.control:
+            # In flight when a process died: it may be what kills its readers, so nothing runs beside it until it is finalised.
+            self._suspect = inbound
+        self.stats.received += 1
+        return inbound
+
+    def _heal(self, lane: InLane, cursor: cursors.Cursor, damage: DamagedLaneError) -> bool:
+        """Step over bytes that stay wrong; False if nothing readable follows yet."""
+        seq = lane.next_seq
+        if damage.forged_end is not None:
+            self.stats.bad_frames += 1
+            letter = Message(lane.sender, self.agent, "forged", damage.content, 0)
+            letter.seq = seq
+            store_letter(
+                letter_path(f"{self._base}/inbox", lane.name, cursor.lane_id, seq),
+                letter,
+                reason="the tag does not fit",
+                attempts=0,
+            )
+            lane.skip_forged(damage)
+            lane.next_seq = seq + 1
+            cursor.take(seq)
+            self._finalise(Inbound(lane, letter, 0), cursors.FORGED)
+            return True
+        found = lane.resume_after_damage()
+        if found is None:
+            self.stats.bad_frames += 1
+            return False
+        for lost in range(seq, found):
+            if not cursor.can_take(lost):
+                lane.next_seq, lane.blocked = lost, True
+                lane.close()
+                return False
+            cursor.take(lost)
+            cursor.finalise(lost, cursors.DAMAGED)
+        if found > seq:
+            self.stats.gaps += found - seq
+            self.gaps = [*self.gaps[-99:], (lane.name, seq, found - 1)]
+        lane.next_seq = found
+        return True
+
+    def again(self, inbound: Inbound) -> int:
+        """Count another delivery of a message that was given back; the number of deliveries begun."""
+        cursor = inbound.lane.cursor
+        inbound.attempt = cursor.count_attempt(inbound.message.seq) if cursor is not None else inbound.attempt + 1
+        return inbound.attempt
+
+    def uncount(self, inbound: Inbound) -> None:
+        """A clean release: this delivery did not happen."""
+        cursor = inbound.lane.cursor
+        if cursor is not None:
+            cursor.uncount_attempt(inbound.message.seq)
+
+    def ack(self, inbound: Inbound) -> bool:
+        """Finalise as done. False if it was finalised before."""
+        return self._finalise(inbound, cursors.DONE)
+
+    def kill(self, inbound: Inbound, reason: str) -> bool:
+        """Finalise as dead: the letter is stored first. False if there is no room for it: the message is parked and tried again."""
+        cursor = inbound.lane.cursor
+        if cursor is None:
+            return False
+        path = letter_path(f"{self._base}/inbox", inbound.lane.name, cursor.lane_id, inbound.message.seq)
+        if not store_letter(path, inbound.message, reason=reason, attempts=inbound.attempt):
+            self._parked.append((inbound, reason))
+            return False
+        self.stats.dead += 1
+        return self._finalise(inbound, cursors.DEAD)
+
+    def _retry_parked(self) -> None:
+        parked, self._parked = self._parked, []
+        for inbound, reason in parked:
+            self.kill(inbound, reason)
+
+    def _finalise(self, inbound: Inbound, verdict: int) -> bool:
+        lane: InLane = inbound.lane
+        cursor = lane.cursor
+        if cursor is None:
+            return False
+        seq = inbound.message.seq
+        first = cursor.finalise(seq, verdict)
+        base = cursor.acked_base
+        ring = False
+        while lane.segment_ends and base >= lane.segment_ends[0]:
+            lane.segment_ends.popleft()
+            ring = True
+        barrier()  # mirrors the sender: it stores `want`, barrier, looks at the verdict
+        want = lane.sender_wants()
+        if want < 0 or (want > lane.wanted and (want <= base or want == seq)):
+            lane.wanted = max(want, lane.wanted)
+            ring = True
+        if ring:
+            self._bells.ring(lane.sender_bell, ACKED, layout.lane_name(self.agent, control=lane.control))
+        if lane.blocked and cursor.can_take(lane.next_seq):
+            lane.blocked = False
+            self._make_ready(lane.name, lane)
+        if inbound is self._suspect:
+            self._suspect = None
+            for name in sorted(self._held):
+                self._make_ready(name, self._in[name])
+            self._held.clear()
+        return first
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether `take` may find something without another ring of the bell."""
+        return bool(self._ready or self._ready_control)
+
+    def close(self) -> None:
+        """What is in hand stays untouched and is delivered again to whoever comes next."""
+        for lane in self._in.values():
+            lane.close()
+        self.bell.close()
+        for lanes in (self._in, self._ready, self._ready_control, self._unheard):
+            lanes.clear()
