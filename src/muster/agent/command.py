@@ -133,14 +133,14 @@ class CommandExecutor:
 class _Running:
     """One attempt from its start to its report."""
 
-    __slots__ = ("_attempt", "_captures", "_ended", "_looks", "_marks", "_owner", "_pidfd", "_timers", "_tries")
+    __slots__ = ("_attempt", "_captures", "_ended", "_looks", "_owner", "_pidfd", "_session", "_timers", "_tries")
 
     def __init__(self, owner: CommandExecutor, attempt: Attempt, ended: Ended) -> None:
         self._owner = owner
         self._attempt = attempt
         self._ended = ended
         self._captures: tuple[Capture, Capture] | None = None
-        self._marks: Marks | None = None
+        self._session = 0  # of the main process that has ended
         self._pidfd = -1
         self._timers: list[asyncio.TimerHandle] = []
         self._tries = 0
@@ -229,15 +229,16 @@ class _Running:
         except ChildProcessError:  # reaped by a handler's careless wait for any child: how it ended is unknown
             status = 0xFF00
         self._owner.remains.mains.discard(pid)
-        setting, attempt = self._owner.setting, self._attempt
-        attempt.pid = 0
-        self._marks = Marks.of(pid, setting.agent, attempt.number, attempt.attempt)
+        self._attempt.pid = 0
+        self._session = pid
         self._clear(status)
 
     def _clear(self, status: int) -> None:
         """Report when nothing of the tree is left, and not before: the task is free again with the report."""
-        assert self._marks is not None
-        if not self._owner.remains.clear(self._marks):
+        remains, attempt = self._owner.remains, self._attempt
+        if not remains.is_clear() and not remains.clear(
+            Marks.of(self._session, self._owner.setting.agent, attempt.number, attempt.attempt)
+        ):
             wait_s = _CLEAR_AGAIN_S[min(self._looks, len(_CLEAR_AGAIN_S) - 1)]
             self._looks += 1
             self._owner.loop.call_later(wait_s, self._clear, status)
@@ -275,7 +276,7 @@ class _Running:
     def stop(self, grace_s: float) -> None:
         pid = self._attempt.pid
         if not pid:
-            if self._timers and self._marks is None:  # waiting to be forked
+            if self._timers and not self._session:  # waiting to be forked
                 self._report(Ending("cancelled"))
             return
         self._signal(pid, self._owner.stop_signal)

@@ -271,8 +271,10 @@ class _Call:
     def _clear(self, ending: Ending) -> None:
         """Report when no process is left that the handler started."""
         attempt = self.attempt
-        marks = Marks.of(-1, self.owner.setting.agent, attempt.number, attempt.attempt)
-        if not self.owner.remains.clear(marks):
+        remains = self.owner.remains
+        if not remains.is_clear() and not remains.clear(
+            Marks.of(-1, self.owner.setting.agent, attempt.number, attempt.attempt)
+        ):
             self.owner.loop.call_later(_CLEAR_AGAIN_S, self._clear, ending)
             return
         if self.owner.captures is not None:

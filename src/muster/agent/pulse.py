@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from muster.agent.vitals import Vitals, fds_max, open_fds, pss_bytes
 from muster.core import limits
 from muster.core.protocol import HealthChanged, MetricsSnapshot
-from muster.supervise.tree import start_time_of
 
 if TYPE_CHECKING:
     import asyncio
@@ -109,10 +108,6 @@ class Pulse:
         page.set("fds", vitals.fds)
         page.set("loop_lag_us", int(vitals.loop_lag_s * 1e6))
         page.set("inbox_depth", runner.bus.depth())
-        attempt = next((each for each in runner.running.values() if each.pid), None)
-        if attempt is not None:
-            page.set("child_pid", attempt.pid)
-            page.set("child_start_time", start_time_of(attempt.pid) or 0)
 
     def _judge(self, runner: Runner, vitals: Vitals) -> None:
         agent = runner.setting.agent

@@ -62,18 +62,16 @@ class Remains:
     def is_idle(self) -> bool:
         return not self.mains and not self.handlers
 
+    def is_clear(self) -> bool:
+        """Whether nothing is left of any attempt whose main process or handler has ended. The common case, and cheap."""
+        return has_no_children() if self.is_idle else not orphans(self.mains)
+
     def clear(self, marks: Marks) -> bool:
         """End what is left of an attempt whose main process or handler has ended. True: proven that nothing is left.
 
         False: something survived some 20 ms of killing; call again. Never blocks longer.
         """
-        if self.is_idle:
-            if has_no_children():
-                return True
-            return not sweep_orphans(())
-        if not orphans(self.mains):
-            return True
-        return not sweep_orphans(_Others(self.mains, marks))
+        return not sweep_orphans(() if self.is_idle else _Others(self.mains, marks))
 
     def reap(self) -> None:
         """Reap processes that outlived their parents and have ended, so that a long task leaves no heap of zombies."""

@@ -21,8 +21,10 @@ from muster.agent.status import boottime_ms
 from muster.core.names import COORDINATOR
 from muster.core.protocol import Assign, Cancel, Drain, Drained, Ping, Pong, Ready, Refused, Result, RollCall
 from muster.errors import BodyEncodingError, BusError, MusterError
+from muster.supervise.tree import start_time_of
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable
 
     from muster.agent.attempt import AgentSetting, Executor
@@ -37,6 +39,8 @@ VERBS = ("task.", "agent.", "fleet.", "run.")
 _TURN = 64
 #: Finished attempts remembered, so that a repeated assignment is not run again.
 _FINISHED_MAX = 4096
+#: How much the status page may lag behind what begins and ends.
+_PUBLISH_S = 0.05
 
 
 class Runner:
@@ -67,7 +71,8 @@ class Runner:
         self._is_leaving = False
         self._has_left = False
         self._has_worked = False
-        self._deadline: Any = None
+        self._deadline: asyncio.TimerHandle | None = None
+        self._publishing: asyncio.TimerHandle | None = None
         self._verbs: dict[str, tuple[type, Callable[[Any, Delivery], None]]] = {
             "task.assign": (Assign, self._assign),
             "task.cancel": (Cancel, self._cancel),
@@ -107,8 +112,9 @@ class Runner:
     def close(self) -> None:
         """Stop listening; the bus is closed by the worker."""
         self._is_closed = True
-        if self._deadline is not None:
-            self._deadline.cancel()
+        for timer in (self._deadline, self._publishing):
+            if timer is not None:
+                timer.cancel()
         self.outbox.close()
         self.mailbox.close()
 
@@ -232,18 +238,8 @@ class Runner:
             self._has_worked = True
             self.on_first_task()
         self.running[attempt.key] = attempt
-        page = self.page
-        page.set("task", attempt.number)
-        page.set("attempt", attempt.attempt)
-        page.set("running", len(self.running))
-        page.set("progress_ms", boottime_ms())
-        if not self._is_draining:
-            page.state("busy")
         self.executor.start(attempt, self._ended)
-        if attempt.pid:
-            page.set("child_pid", attempt.pid)
-        if len(self.running) == 1:
-            self.on_activity()
+        self._moved()
 
     def _ended(self, attempt: Attempt, result: Result) -> None:
         """Nothing of the attempt is left. The result is stored before anything else begins."""
@@ -253,21 +249,35 @@ class Runner:
             self._finished.popitem(last=False)
         self.outbox.post(result)
         self._count(result)
-        page = self.page
-        page.set("running", len(self.running))
-        page.set("progress_ms", boottime_ms())
-        if not self.running:
-            page.set("child_pid", 0)
-            page.set("child_start_time", 0)
         if self._queue:
             self._start_next()
-        if not self.running:
-            page.set("task", 0)
-            page.set("attempt", 0)
-            if not self._is_draining:
-                page.state("ready")
+        self._moved()
+        if self._is_draining:
+            self._advance()
+
+    def _moved(self) -> None:
+        """Something began or ended: say so on the status page, soon. At most 20 times a second, however short the tasks are."""
+        if self._publishing is None:
+            self._publishing = self.setting.loop.call_later(_PUBLISH_S, self.publish)
             self.on_activity()
-        self._advance()
+
+    def publish(self) -> None:
+        """Bring the status page up to date."""
+        if self._publishing is not None:
+            self._publishing.cancel()
+            self._publishing = None
+        page, running = self.page, self.running
+        attempt = next(reversed(running.values())) if running else None
+        if not self._is_draining:
+            page.state("busy" if running else "ready")
+        page.set("task", attempt.number if attempt else 0)
+        page.set("attempt", attempt.attempt if attempt else 0)
+        page.set("child_pid", attempt.pid if attempt else 0)
+        page.set("child_start_time", (start_time_of(attempt.pid) or 0) if attempt and attempt.pid else 0)
+        page.set("running", len(running))
+        page.set("done", self.done)
+        page.set("failed", self.failed)
+        page.set("progress_ms", boottime_ms())
 
     def _ended_early(self, attempt: Attempt) -> None:
         self._finished[attempt.key] = None
@@ -281,10 +291,8 @@ class Runner:
     def _count(self, result: Result) -> None:
         if result.outcome == "done":
             self.done += 1
-            self.page.set("done", self.done)
         else:
             self.failed += 1
-            self.page.set("failed", self.failed)
         self.registry.count(f"muster_attempts_{result.outcome}_total")
         self.registry.observe("muster_attempt_seconds", result.duration_s)
 
@@ -313,6 +321,7 @@ class Runner:
             return
         if not self._is_leaving:
             self._is_leaving = True
+            self.publish()
             self.page.state("stopped")
             # A turn later: this may run inside a delivery's handler, which still has the bus in its hands.
             self.setting.loop.call_soon(self._leave)

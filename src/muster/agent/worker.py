@@ -39,7 +39,6 @@ from muster.security.keys import Keyring
 from muster.supervise.tree import set_subreaper, start_time_of
 
 if TYPE_CHECKING:
-
     from muster.agent.attempt import Executor
     from muster.core.protocol import AgentGrant
     from muster.core.spec import AgentSpec, FleetSpec
