@@ -11,9 +11,9 @@ from __future__ import annotations
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
-from muster.core.protocol import Assign
 from muster.coordinator.events import Effect, Post
 from muster.coordinator.state import READY, RUNNING, Agent, State
+from muster.core.protocol import Assign
 
 if TYPE_CHECKING:
     from collections import deque
@@ -59,7 +59,7 @@ def dispatch(state: State, out: list[Effect]) -> None:
         _assign_from(state, state.busy, state.plan.prefetch, out)
 
 
-def assignment(state: State, task: Task) -> Post:
+def assignment(task: Task) -> Post:
     """The message that gives `task` to the agent it is assigned to. Its id makes sending it again harmless."""
     body = Assign(
         number=task.number, attempt=task.attempt, incarnation=task.incarnation, input=task.input, timeout_s=task.timeout_s
@@ -90,7 +90,7 @@ def _assign_from(state: State, lines: dict[str, deque[str]], extra: int, out: li
         agent.held[task.number] = task.attempt
         state.held += 1
         offer(state, agent)
-        out.append(assignment(state, task))
+        out.append(assignment(task))
 
 
 def _next(state: State, lines: dict[str, deque[str]], extra: int) -> tuple[list[int], Agent] | None:

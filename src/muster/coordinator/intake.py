@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from muster.core.names import OPERATOR
-from muster.core.protocol import Drained, ExitSeen, InputEnd, Ready, Refused, Result, Stop, Submit
 from muster.coordinator import events as ev
 from muster.coordinator.tasks import NUMBER_MAX, UNKNOWN
+from muster.core.names import OPERATOR
+from muster.core.protocol import Drained, ExitSeen, InputEnd, Ready, Refused, Result, Stop, Submit
 from muster.errors import BodyEncodingError
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Intake:
         delivery.dead_letter(f"the coordinator takes no messages of type {delivery.type!r}")
 
     def _result(self, delivery: Delivery) -> None:
-        result = delivery.decode(Result)
+        result: Result = delivery.decode(Result)
         shell = self._shell
         if shell.replayed:
             before = shell.replayed.get(result.number)
@@ -77,15 +77,13 @@ class Intake:
             self.acks.append(delivery)
             return
         self.results[key] = (result, delivery)
-        self.facts.append(
-            ev.TaskEnded(
-                shell.clock.now_s(), delivery.sender, result.number, result.attempt, result.incarnation, result.outcome,
-                result.exit_status, result.signal, "" if result.outcome == "done" else _last_words(result),
-            )  # fmt: skip
-        )
+        detail = "" if result.outcome == "done" else _last_words(result)
+        attempt = delivery.sender, result.number, result.attempt, result.incarnation
+        self.facts.append(ev.TaskEnded(shell.clock.now_s(), *attempt, result.outcome, result.exit_status, result.signal, detail))
 
     def _submit(self, delivery: Delivery) -> None:
-        tasks = delivery.decode(Submit).tasks
+        submit: Submit = delivery.decode(Submit)
+        tasks = submit.tasks
         outcomes = self._shell.machine.state.outcomes
         for task in tasks:
             if not 0 < task.number <= NUMBER_MAX:
@@ -97,7 +95,7 @@ class Intake:
         self.acks.append(delivery)
 
     def _ready(self, delivery: Delivery) -> None:
-        ready = delivery.decode(Ready)
+        ready: Ready = delivery.decode(Ready)
         self.facts.append(
             ev.AgentReady(
                 self._shell.clock.now_s(), delivery.sender, ready.incarnation, ready.slots, ready.holding, ready.nonce
@@ -106,7 +104,7 @@ class Intake:
         self.acks.append(delivery)
 
     def _refused(self, delivery: Delivery) -> None:
-        refused = delivery.decode(Refused)
+        refused: Refused = delivery.decode(Refused)
         self.facts.append(
             ev.TaskRefused(
                 self._shell.clock.now_s(), delivery.sender, refused.number, refused.attempt, refused.incarnation, refused.reason
@@ -115,18 +113,19 @@ class Intake:
         self.acks.append(delivery)
 
     def _drained(self, delivery: Delivery) -> None:
-        drained = delivery.decode(Drained)
+        drained: Drained = delivery.decode(Drained)
         self.facts.append(ev.AgentDrained(self._shell.clock.now_s(), delivery.sender, drained.incarnation))
         self.acks.append(delivery)
 
     def _input_end(self, delivery: Delivery) -> None:
         if self._is_operator(delivery):
-            self.facts.append(ev.InputEnded(self._shell.clock.now_s(), delivery.decode(InputEnd).total))
+            end: InputEnd = delivery.decode(InputEnd)
+            self.facts.append(ev.InputEnded(self._shell.clock.now_s(), end.total))
             self.acks.append(delivery)
 
     def _stop(self, delivery: Delivery) -> None:
         if self._is_operator(delivery):
-            stop = delivery.decode(Stop)
+            stop: Stop = delivery.decode(Stop)
             self.facts.append(ev.StopRequested(self._shell.clock.now_s(), stop.mode, stop.reason))
             self.acks.append(delivery)
 

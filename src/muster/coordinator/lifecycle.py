@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import deque
 from heapq import heappush
 
-from muster.core.protocol import Cancel, Drain, RollCall
 from muster.coordinator import state as st
 from muster.coordinator.dispatch import assignment, enqueue, offer
 from muster.coordinator.events import (
@@ -29,6 +28,7 @@ from muster.coordinator.events import (
 )
 from muster.coordinator.state import Agent, Ending, State, Worker
 from muster.coordinator.tasks import CODE, DEAD, FAILED, Task
+from muster.core.protocol import Cancel, Drain, RollCall
 
 #: After SIGTERM or a `now` drain, time for workers to end by themselves before they are killed.
 NOW_GRACE_S = 3.0
@@ -183,13 +183,13 @@ def finish_task(state: State, task: Task, how: str, out: list[Effect]) -> None:
 
 def _restart(state: State, worker: Worker, exit_status: int | None, out: list[Effect]) -> None:
     if worker.restart == "never" or (worker.restart == "on_failure" and exit_status == 0):
-        _give_up(state, worker, st.GONE, out)
+        _give_up(state, worker, st.GONE)
         return
     plan, now_s = state.plan, state.now_s
     worker.restarts_s = [at for at in worker.restarts_s if now_s - at < plan.restart_period_s]
     if len(worker.restarts_s) >= plan.restarts_max:
         out.append(Noted("worker.quarantined", {"worker": worker.name, "restarts": worker.restarts, "how": worker.last_exit}))
-        _give_up(state, worker, st.QUARANTINED, out)
+        _give_up(state, worker, st.QUARANTINED)
         return
     tried = len(worker.restarts_s)
     worker.restarts_s = [*worker.restarts_s, now_s]
@@ -210,7 +210,7 @@ def restart_due(state: State, name: str, out: list[Effect]) -> None:
         _spawn(state, worker, out)
 
 
-def _give_up(state: State, worker: Worker, how: str, out: list[Effect]) -> None:
+def _give_up(state: State, worker: Worker, how: str) -> None:
     worker.state = how
     usable = {state.agents[name].kind for other in state.workers.values() if other.state in (*st.LIVE, st.PAUSED) for name in other.agents}
     state.kinds_out = [kind for kind in state.kinds if kind not in usable]
@@ -242,7 +242,7 @@ def _reconcile(state: State, agent: Agent, holding: list[tuple[int, int]], out: 
     there = dict(holding)
     for number, attempt in agent.held.items():
         if there.get(number) != attempt:  # never arrived: the very same attempt is sent again, it cannot have run
-            out.append(assignment(state, state.tasks[number]))
+            out.append(assignment(state.tasks[number]))
     for number, attempt in there.items():
         if agent.held.get(number) != attempt:
             out.append(Post(agent.name, Cancel(number=number, attempt=attempt), is_control=True))

@@ -70,8 +70,7 @@ class Machine:
     def apply(self, fact: AnyFact) -> list[Effect]:
         """Take in one fact and say what is to be done. The fact must be in the log before any of it is done."""
         state = self.state
-        if fact.at_s > state.now_s:
-            state.now_s = fact.at_s
+        state.now_s = max(state.now_s, fact.at_s)
         out: list[Effect] = []
         self._handlers[type(fact)](fact, out)
         dispatch(state, out)

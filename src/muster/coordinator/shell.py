@@ -13,15 +13,16 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from muster.coordinator import events as ev
+from muster.coordinator.intake import Intake
+from muster.coordinator.outputs import OutputFlow, forget_files, output_of
+from muster.coordinator.results import ResultsFile, line_of, line_without_result
+from muster.coordinator.tasks import Outcomes
 from muster.core.protocol import TYPE_OF, Assign, ExitSeen, Result, StopFleet, WorkerList
 from muster.core.protocol import KillWorker as KillOrder
 from muster.core.protocol import SpawnWorker as SpawnOrder
 from muster.core.protocol import WorkerExited as ExitMessage
 from muster.core.protocol import WorkerStarted as StartMessage
-from muster.coordinator import events as ev
-from muster.coordinator.intake import Intake
-from muster.coordinator.outputs import OutputFlow, forget_files, output_of
-from muster.coordinator.results import ResultsFile, line_of, line_without_result
 from muster.errors import BodyTooLargeError, BusError, ResultsFileError, StoreFullError
 
 if TYPE_CHECKING:
@@ -65,10 +66,13 @@ class Shell:
         self.finish: ev.Finish | None = None
         #: Records that were decided before this process began, by number: their deliveries may come again.
         self.replayed: dict[int, ev.Record] = {}
-        self.in_file: set[int] = set()
+        #: Those of them that are not in the results file: written as soon as their result is delivered again.
+        self.missing: set[int] = set()
+        self._caught_up = False
         #: Tasks that ended but could not be written to the results file.
         self.unrecorded: dict[int, str] = {}
         self.recorded_twice = 0
+        self._recorded = Outcomes()
         self.on_message: dict[str, Callable[[Delivery], None]] = {}
         self.wake = asyncio.Event()
         self.intake = Intake(self)
@@ -97,6 +101,7 @@ class Shell:
         while taken < BATCH_MAX:
             delivery = receive()
             if delivery is None:
+                self._caught_up = True
                 break
             intake.take(delivery)
             taken += 1
@@ -129,22 +134,26 @@ class Shell:
             self.log.append(facts)
         except StoreFullError:
             await self._until_logged()
-        records = [effect for effect in effects if effect.__class__ is ev.Record]
+        records = [effect for effect in effects if isinstance(effect, ev.Record)]
         if records or results:
-            self._record(records, results)  # type: ignore[arg-type] -- the comprehension above chose them
+            self._record(records, results)
         for effect in effects:
-            if effect.__class__ is ev.Post:
-                self._post(effect)  # type: ignore[arg-type] -- as above: isinstance costs here, and this is the hot path
-            elif effect.__class__ is not ev.Record:
+            if isinstance(effect, ev.Post):
+                self._post(effect)
+            elif not isinstance(effect, ev.Record):
                 self._carry_out(effect)
         for delivery in acks:
             delivery.ack()
         for seen in exits:
             if self.control is not None:
                 self.control.send(seen)
-        if self.log.snapshot_due and self.outputs.is_settled and not self.unrecorded:
+        if self.log.snapshot_due and self.may_snapshot:
             self.log.write_snapshot(self.machine.state)
-            self.replayed.clear()
+
+    @property
+    def may_snapshot(self) -> bool:
+        """Whether nothing depends on replaying the records of the past: their lines are written and their outputs out of our hands."""
+        return self._caught_up and self.outputs.is_settled and not self.unrecorded and not self.missing
 
     async def _until_logged(self) -> None:
         """The store is full: free the reserve, else wait for room. Nothing is carried out or acked meanwhile, nothing is lost."""
@@ -175,6 +184,9 @@ class Shell:
         for record in records:
             result, delivery = results.pop((record.number, record.attempt), (None, None))
             ended.append((record, result, delivery))
+            # Counted, not assumed: the report says how many tasks were recorded twice.
+            self.recorded_twice += self._recorded.get(record.number)
+            self._recorded.set(record.number, 1)
             if self.results is not None:
                 lines.append(
                     line_of(record.input, record.agent, result)
@@ -210,19 +222,19 @@ class Shell:
     def record_again(self, result: Result, delivery: Delivery) -> None:
         """A result that was decided on before a crash came again: make sure of its line, then of its output."""
         record = self.replayed[result.number]
-        if self.results is not None and record.number not in self.in_file:
+        if record.number in self.missing:
             if not self._write_lines([line_of(record.input, record.agent, result)]):
                 self.unrecorded[record.number] = record.outcome
                 return
-            self.in_file.add(record.number)
+            self.missing.discard(record.number)
         self.outputs.end(result.number, output_of(result, record.agent), delivery)
 
     def record_dead_again(self) -> None:
         """After a replay: lines of tasks that ended without a result and were not written before the crash."""
-        dead = [record for record in self.replayed.values() if record.outcome == "dead" and record.number not in self.in_file]
+        dead = [record for record in self.replayed.values() if record.outcome == "dead" and record.number in self.missing]
         lines = [line_without_result(r.number, r.attempt, r.agent, r.input, r.evidence) for r in dead]
-        if lines and self.results is not None and self._write_lines(lines):
-            self.in_file.update(record.number for record in dead)
+        if lines and self._write_lines(lines):
+            self.missing.difference_update(record.number for record in dead)
 
     # ------------------------------------------------------------------ effects
 
