@@ -1,10 +1,11 @@
 """The spawner's door: a Unix socket that speaks JSON lines with this user's command lines.
 
-    {"op": "ping"}                                     -> {"ok": true, "op": "ping", "pid": …, "workers": […], …}
-    {"op": "stop", "mode": "drain", "reason": "…"}     -> {"ok": true, "op": "stop"}
-    {"op": "wait"}                                     -> {"ok": true, "op": "wait", "exit_status": N}   when the fleet
-    has ended {"op": "hold"}                                     -> {"ok": true, "op": "hold"}   when this connection
-    ends, the fleet is drained
+    {"op": "ping"}                                     {"ok": true, "op": "ping", "pid": …, "workers": […], …}
+    {"op": "stop", "mode": "drain", "reason": "…"}     {"ok": true, "op": "stop"}
+    {"op": "hold"}                                     {"ok": true, "op": "hold"}; the fleet is drained when this
+                                                       connection ends
+    {"op": "wait"}                                     {"ok": true, "op": "wait", "exit_status": N}, when the fleet has
+                                                       ended; everybody still connected then is told, asked for or not
 
 Whatever a client sends, or fails to read, harms that connection only.
 """
@@ -37,7 +38,6 @@ class Connection:
         end.setblocking(False)
         self.socket = end
         self.holds = holds
-        self.waits = False
         self.closing = False
         self.received = bytearray()
         self.unsent = bytearray()
@@ -177,7 +177,7 @@ class ClientServer:
                 client.say({"ok": True, "op": "stop"})
                 self._stop(mode, reason[:200])
             case "wait":
-                client.waits = True
+                pass  # answered by `announce_end`
             case "hold":
                 client.holds = True
                 client.say({"ok": True, "op": "hold"})
@@ -200,10 +200,9 @@ class ClientServer:
         self._is_listening = False
 
     def announce_end(self, exit_status: int) -> None:
-        """Tell everybody who waits how the fleet ended, and hang up."""
+        """Tell everybody how the fleet ended, and hang up: who has not asked yet may be about to."""
         for client in self._clients.values():
-            if client.waits:
-                client.say({"ok": True, "op": "wait", "exit_status": exit_status})
+            client.say({"ok": True, "op": "wait", "exit_status": exit_status})
             with contextlib.suppress(OSError):
                 client.socket.close()
         self._clients.clear()

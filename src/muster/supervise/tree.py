@@ -159,7 +159,8 @@ def _reap(pids: list[int]) -> list[int]:
     left = []
     for pid in pids:
         with contextlib.suppress(ChildProcessError):
-            if os.waitpid(pid, os.WNOHANG)[0] == 0:
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done == 0 or os.WIFSTOPPED(status):  # a tracer is told of stops, too
                 left.append(pid)
     return left
 

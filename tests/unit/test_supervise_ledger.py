@@ -1,0 +1,133 @@
+"""The ledger: what is said about deaths, when, and until when it is kept."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from muster.core.protocol import WorkerExited
+from muster.supervise.ledger import SURVIVORS_AFTER_S, Ledger
+
+
+@pytest.fixture
+def ledger() -> Ledger:
+    return Ledger()
+
+
+def _exit(worker: str, pid: int, survivors: list[int] | None = None) -> WorkerExited:
+    return WorkerExited(worker=worker, incarnation=1, pid=pid, exit_status=None, signal=9, survivors=survivors or [])
+
+
+def test_a_death_is_told_when_nothing_unknown_is_left(ledger: Ledger) -> None:
+    ledger.started("a", 1, 100, 7)
+    assert ledger.died(100, None, 9, now=0.0)
+    assert ledger.settle([555], now=0.1) == []
+    assert ledger.exits == {}
+    assert ledger.settle([], now=0.2) == [_exit("a", 100)]
+    assert ledger.settle([], now=0.3) == []
+    assert ledger.listing(0).exited == [_exit("a", 100)]
+    ledger.acknowledged("a", 1)
+    assert ledger.listing(0).exited == []
+
+
+def test_a_stranger_is_no_worker(ledger: Ledger) -> None:
+    assert not ledger.died(4711, 0, None, now=0.0)
+    assert ledger.settle([], now=0.0) == []
+
+
+def test_survivors_are_told_once_and_their_end_again(ledger: Ledger) -> None:
+    ledger.started("a", 1, 100, 7)
+    ledger.died(100, None, 9, now=0.0)
+    assert ledger.settle([555, 444], now=SURVIVORS_AFTER_S - 0.01) == []
+    assert ledger.settle([555, 444], now=SURVIVORS_AFTER_S) == [_exit("a", 100, [444, 555])]
+    assert ledger.settle([555], now=SURVIVORS_AFTER_S + 9) == []
+    assert ledger.settle([], now=SURVIVORS_AFTER_S + 10) == [_exit("a", 100)]
+
+
+def test_the_end_of_survivors_is_kept_although_their_existence_was_acknowledged_late(ledger: Ledger) -> None:
+    ledger.started("a", 1, 100, 7)
+    ledger.died(100, None, 9, now=0.0)
+    ledger.settle([555], now=SURVIVORS_AFTER_S)
+    ledger.settle([], now=SURVIVORS_AFTER_S + 1)
+    ledger.acknowledged("a", 1)  # of the first saying
+    assert list(ledger.exits.values()) == [_exit("a", 100)]
+    ledger.acknowledged("a", 1)
+    assert ledger.exits == {}
+
+
+def test_a_new_coordinator_acknowledges_once(ledger: Ledger) -> None:
+    ledger.started("a", 1, 100, 7)
+    ledger.died(100, None, 9, now=0.0)
+    ledger.settle([555], now=SURVIVORS_AFTER_S)
+    ledger.settle([], now=SURVIVORS_AFTER_S + 1)
+    assert ledger.listing(1).exited == [_exit("a", 100)]  # it never heard of the survivors
+    ledger.acknowledged("a", 1)
+    assert ledger.exits == {}
+
+
+def test_known_survivors_do_not_delay_the_proof_of_a_later_death(ledger: Ledger) -> None:
+    ledger.started("a", 1, 100, 7)
+    ledger.started("b", 1, 200, 7)
+    ledger.died(100, None, 9, now=0.0)
+    ledger.settle([555], now=SURVIVORS_AFTER_S)
+    ledger.died(200, None, 9, now=SURVIVORS_AFTER_S + 1)
+    assert ledger.settle([555, 666], now=SURVIVORS_AFTER_S + 1) == []  # 666 may be b's
+    assert ledger.settle([555], now=SURVIVORS_AFTER_S + 2) == [_exit("b", 200)]
+
+
+def test_a_number_used_again_is_not_excused_by_its_former_owner(ledger: Ledger) -> None:
+    ledger.started("a", 1, 100, 7)
+    ledger.started("b", 1, 200, 7)
+    ledger.died(100, None, 9, now=0.0)
+    ledger.settle([555], now=SURVIVORS_AFTER_S)
+    ledger.died(200, None, 9, now=SURVIVORS_AFTER_S + 1)
+    ledger.settle([666], now=SURVIVORS_AFTER_S + 1)  # 555 is gone …
+    assert ledger.settle([555], now=SURVIVORS_AFTER_S + 2) == []  # … so this is another process
+
+
+@given(
+    steps=st.lists(
+        st.one_of(
+            st.tuples(st.just("die"), st.integers(1, 5)),
+            st.tuples(st.just("settle"), st.sets(st.integers(500, 503))),
+            st.tuples(st.just("seen"), st.integers(1, 5)),
+            st.tuples(st.just("restart"), st.just(0)),
+        ),
+        max_size=40,
+    )
+)
+def test_no_exit_is_ever_lost(steps: list[tuple[str, object]]) -> None:
+    """Whatever happens in between: in the end every death that was not acknowledged in full is in the listing."""
+    ledger = Ledger()
+    for number in range(1, 6):
+        ledger.started("w", number, number, 0)
+    now, dead, sayings = 0.0, set(), dict.fromkeys(range(1, 6), 0)
+    settled: set[int] = set()
+    for verb, what in steps:
+        now += 2.0
+        if verb == "die" and isinstance(what, int):
+            if ledger.died(what, 0, None, now):
+                dead.add(what)
+        elif verb == "settle" and isinstance(what, set):
+            for exit_ in ledger.settle(what, now):
+                sayings[exit_.incarnation] += 1
+                if not exit_.survivors:
+                    assert exit_.incarnation not in settled, "the proof was told twice"
+                    settled.add(exit_.incarnation)
+        elif verb == "seen" and isinstance(what, int) and sayings[what]:
+            sayings[what] -= 1
+            ledger.acknowledged("w", what)
+        elif verb == "restart":
+            for exit_ in ledger.listing(0).exited:
+                sayings[exit_.incarnation] = 1
+            for number in sayings:
+                if ("w", number) not in ledger.exits:
+                    sayings[number] = 0
+    for exit_ in ledger.settle([], now + 1):
+        sayings[exit_.incarnation] += 1
+        settled.add(exit_.incarnation)
+    assert settled == dead
+    unseen = {number for number, count in sayings.items() if count}
+    assert {number for _, number in ledger.exits} == unseen
+    assert set(ledger.alive) == set(range(1, 6)) - dead
