@@ -47,6 +47,13 @@ from muster.health.monitor import HealthMonitor
 from muster.metrics.collector import Collector
 from muster.security.keys import Keyring, load_master
 
+_run: Callable[[Coroutine[Any, Any, int]], int] = asyncio.run
+with contextlib.suppress(ImportError):
+    # Here and not later: the fork server imports this module once for every coordinator that may be started.
+    import uvloop
+
+    _run = uvloop.run
+
 if TYPE_CHECKING:
     from muster.bus.delivery import Delivery
     from muster.health.check import Judgement
@@ -67,20 +74,12 @@ def main(store: Path, control_fd: int) -> int:
     coordinator may go on from the log. Never raises.
     """
     try:
-        return _runner()(_coordinate(store, control_fd))
+        return _run(_coordinate(store, control_fd))
     except MusterError as error:
         print(f"muster: coordinator: {error.message}", file=sys.stderr)
     except Exception:
         traceback.print_exc()  # a bug: the spawner starts the next coordinator, and the log of this one says why
     return LOST_STATUS
-
-
-def _runner() -> Callable[[Coroutine[Any, Any, int]], int]:
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.run
-    return uvloop.run
 
 
 async def _coordinate(store: Path, control_fd: int) -> int:

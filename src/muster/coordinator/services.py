@@ -24,6 +24,8 @@ PROGRESS_S, PROGRESS_IDLE_S = 0.1, 1.0
 RATE_WINDOW_S = 15.0
 #: Pings in flight at once, agents asked in each round after the first, and how long one may take.
 PINGS_AT_ONCE, PING_SAMPLE, PING_TIMEOUT_S = 4, 5, 10.0
+#: Pause before the next look for agents that have joined.
+NEW_AGENTS_S = 0.2
 #: Round trips kept for the quantiles.
 RESERVOIR = 4096
 
@@ -156,7 +158,8 @@ class Pinger(_Loop):
                 self._asked[name] = state.workers[state.agents[name].worker].incarnation
             for at in range(0, len(chosen), PINGS_AT_ONCE):
                 await asyncio.gather(*(self._ask(name) for name in chosen[at : at + PINGS_AT_ONCE]))
-            await asyncio.sleep(self._interval_s if not new or len(ready) == len(state.agents) else 0.2)
+            everybody = len(self._asked) == len(state.agents)
+            await asyncio.sleep(self._interval_s if everybody else NEW_AGENTS_S)
 
     async def _ask(self, agent: str) -> None:
         if self._shell.machine.state.phase == ENDED:
