@@ -52,6 +52,8 @@ class Plan:
     rest: Iterator[list[str]]
     first: list[tuple[int, str]] = field(default_factory=list)
     numbered: int = 0
+    #: Signals that came while the fleet was being started.
+    signals: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -97,7 +99,10 @@ class RunClient:
         bus = await Bus.open(self._store, OPERATOR, keyring, wait_s=limits.IDENTITY_WAIT_S)
         self._loop.add_reader(self._spawner.fileno(), self._on_spawner)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            self._loop.add_signal_handler(number, self._on_signal, number)
+            if signal.getsignal(number) != signal.SIG_IGN:
+                self._loop.add_signal_handler(number, self._on_signal, number)
+        for early in self._plan.signals:
+            self._on_signal(early)
         tasks = [asyncio.create_task(self._feed(bus)), asyncio.create_task(self._take(bus))]
         for task in tasks:
             task.add_done_callback(self._on_task_done)
@@ -258,9 +263,8 @@ class RunClient:
         if len(self._signals) == 1:
             self._stop("drain", name)
             running = self._progress.running if self._progress is not None else 0
-            self._display.say(
-                f"muster: stopping; {running} running tasks may finish. Press Ctrl-C again to kill them now."
-            )
+            again = " Press Ctrl-C again to kill them now." if number == signal.SIGINT else ""
+            self._display.say(f"muster: stopping; running tasks ({running}) may finish.{again}")
         elif len(self._signals) == 2:
             self._stop("now", name)
             self._display.say("muster: killing what still runs")

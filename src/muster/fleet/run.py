@@ -6,9 +6,10 @@ import contextlib
 import os
 import secrets
 import shutil
+import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,6 +46,8 @@ class Prepared:
     results: ResultsFile | None
     recorded: Recorded | None
     killed: list[int]
+    #: Signals that came before there was anybody to act on them.
+    signals: list[int] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -147,9 +150,15 @@ def _claim_name(root: Path, wanted: str | None) -> tuple[str, Path]:
 def start(prepared: Prepared) -> SpawnerClient:
     """Fork the fleet's spawner. Call it while this process has one thread and no event loop.
 
+    From here on SIGINT, SIGTERM and SIGHUP are only noted, in `prepared.signals`, until `follow` acts on them: a Ctrl-C that comes while
+    the fleet is starting must end the fleet, not just this process.
+
     Raises:
         SpawnFailedError: It did not become ready; the store was removed.
     """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, lambda number, _frame: prepared.signals.append(number))
     try:
         return start_spawner(prepared.store, entries(), foreground=True)
     except BaseException:
@@ -172,7 +181,7 @@ def follow(prepared: Prepared, spawner: SpawnerClient, display: Display) -> Outc
     options = prepared.options
     writer = OutputWriter(display, as_json=options.as_json)
     writer.event({"event": "run.started", "fleet": prepared.name, "store": str(prepared.store), "agents": options.jobs})
-    plan = Plan(rest=prepared.rest, first=prepared.first, numbered=prepared.numbered)
+    plan = Plan(rest=prepared.rest, first=prepared.first, numbered=prepared.numbered, signals=prepared.signals)
 
     async def live() -> Outcome:
         return await RunClient(prepared.store, spawner, plan, display, writer).run()
