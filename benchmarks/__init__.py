@@ -1,0 +1,1 @@
+"""muster beside its peers, measured in one run. `python -m benchmarks --help`; never run by the tests."""
