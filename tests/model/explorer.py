@@ -130,6 +130,9 @@ class Explorer:
         self.index = {process.name: number for number, process in enumerate(model.processes)}
         self.runs = [Runs(merge) for _ in model.processes]
         self._addresses = list(model.words)
+        self._mortal = [
+            (number, p) for number, p in enumerate(model.processes) if p.crashes or p.interrupts or p.restart
+        ]
         self._parents: dict[State, tuple[State, Action] | None] = {}
         self._steps = 0
 
@@ -194,7 +197,7 @@ class Explorer:
             for index in timers:
                 moves += self._runs(state, index, self.runs[index].ops[state[2][index]])
         at_rest = not moves
-        for index, process in enumerate(self.model.processes):
+        for index, process in self._mortal:
             moves += self._faults(state, index, process)
         return moves, at_rest
 
