@@ -163,8 +163,8 @@ class World:
 @contextlib.asynccontextmanager
 async def one_agent(tmp_path: Path, **kind: Any) -> AsyncIterator[World]:
     """A world of one agent `w`, started and ready."""
-    fleet = kind.pop("fleet", {})
-    async with World(tmp_path / "world", AgentSpec(name="w", **kind), **fleet) as world:
+    fleet, store = kind.pop("fleet", {}), kind.pop("store", "world")
+    async with World(tmp_path / store, AgentSpec(name="w", **kind), **fleet) as world:
         await world.started()
         yield world
 

@@ -346,9 +346,9 @@ def encode_value(value: Any) -> msgspec.Raw | None:
 
 
 def describe(error: BaseException) -> dict[str, Any]:
-    """A handler's exception as the result shows it, bounded; frames of muster itself are left out."""
+    """A handler's exception as the result shows it, bounded; frames of muster and the event loop are left out."""
     frames = error.__traceback__
-    while frames is not None and frames.tb_frame.f_globals.get("__name__") in (__name__, "asyncio.base_events"):
+    while frames is not None and str(frames.tb_frame.f_globals.get("__name__")).startswith((__name__, "asyncio.")):
         frames = frames.tb_next
     try:
         text = "".join(traceback.format_exception(type(error), error, frames))
