@@ -22,6 +22,7 @@ from typing import Any, TypeVar, cast
 import msgspec
 import pytest
 
+from muster.bus.store import write_spec
 from muster.core.protocol import (
     Finished,
     ListWorkers,
@@ -274,7 +275,7 @@ class ToyFleet:
 
     def write_spec(self, **fields: Any) -> None:
         spec = FleetSpec(**{"name": "toys", "store_id": self.store_id, "agents": (AgentSpec(name="w"),), **fields})
-        (self.store / "spec.json").write_bytes(msgspec.json.encode(spec))
+        write_spec(self.store, spec)
 
     def start(self, *, foreground: bool = True, **fields: Any) -> SpawnerClient:
         """Start the spawner, with these fields of the spec."""

@@ -12,7 +12,13 @@ from pathlib import Path
 import pytest
 
 from muster.core.protocol import ExitSeen, KillWorker, SpawnWorker, StopFleet, WorkerExited, WorkerStarted
-from muster.errors import FleetNotRunningError, FleetRunningError, SpawnFailedError
+from muster.errors import (
+    FleetNotRunningError,
+    FleetRunningError,
+    SpawnFailedError,
+    StoreVersionError,
+    UnsafePermissionsError,
+)
 from muster.supervise import platform, tree
 from muster.supervise.client import SpawnerClient
 from muster.supervise.spawner import Entries, start_spawner
@@ -268,12 +274,35 @@ def test_two_starts_at_once_give_one_spawner(fleet: ToyFleet) -> None:
 
 
 def test_a_store_that_is_none_is_a_sentence(fleet: ToyFleet) -> None:
-    with pytest.raises(SpawnFailedError, match=r"cannot read .*spec\.json"):
+    with pytest.raises(SpawnFailedError, match="there is no fleet at"):
         start_spawner(fleet.store, fleet.entries, foreground=True)
+    with pytest.raises(SpawnFailedError, match="there is no fleet at"):
+        start_spawner(fleet.store / "nowhere", fleet.entries, foreground=True)
+    fleet.write_spec()
     (fleet.store / "spec.json").write_text("{}")
-    with pytest.raises(SpawnFailedError, match="is not a fleet's description"):
+    with pytest.raises(StoreVersionError):
+        start_spawner(fleet.store, fleet.entries, foreground=True)
+    (fleet.store / "spec.json").chmod(0o666)
+    with pytest.raises(UnsafePermissionsError):
         start_spawner(fleet.store, fleet.entries, foreground=True)
     assert living_children() == []
+
+
+def test_closed_standard_streams_are_no_trap(fleet: ToyFleet) -> None:
+    """Some service managers start programs so: numbers 0 to 2 must not go to the spawner's sockets."""
+    fleet.write_spec()
+    pid = os.fork()
+    if pid == 0:
+        for fd in (0, 1, 2):
+            os.close(fd)
+        try:
+            os._exit(start_spawner(fleet.store, fleet.entries, foreground=True).wait(20))
+        finally:
+            os._exit(99)
+    coordinator = fleet.coordinator()
+    coordinator.spawn("w-1", do="wait")
+    coordinator.finish(6)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 6
 
 
 def test_code_that_cannot_be_loaded_is_a_sentence(fleet: ToyFleet) -> None:

@@ -36,6 +36,7 @@ class Ledger:
     """All workers of the fleet, by pid and by (name, incarnation)."""
 
     alive: dict[int, WorkerStarted] = field(default_factory=dict)
+    _pids: dict[Key, int] = field(default_factory=dict)
     exits: dict[Key, WorkerExited] = field(default_factory=dict)
     _graves: list[_Grave] = field(default_factory=list)
     #: Said twice, and the first saying not yet acknowledged: the next acknowledgement is for that one.
@@ -45,14 +46,13 @@ class Ledger:
         """A worker was forked."""
         entry = WorkerStarted(worker=worker, incarnation=incarnation, pid=pid, start_time=start_time)
         self.alive[pid] = entry
+        self._pids[worker, incarnation] = pid
         return entry
 
     def find(self, worker: str, incarnation: int) -> WorkerStarted | None:
         """The living worker of that name and incarnation."""
-        for entry in self.alive.values():
-            if entry.worker == worker and entry.incarnation == incarnation:
-                return entry
-        return None
+        pid = self._pids.get((worker, incarnation))
+        return None if pid is None else self.alive[pid]
 
     def not_started(self, worker: str, incarnation: int, exit_status: int) -> WorkerExited:
         """A worker that could not be forked: an exit with pid 0, kept like every other."""
@@ -65,6 +65,7 @@ class Ledger:
         entry = self.alive.pop(pid, None)
         if entry is None:
             return False
+        del self._pids[entry.worker, entry.incarnation]
         exit_ = WorkerExited(
             worker=entry.worker, incarnation=entry.incarnation, pid=pid, exit_status=exit_status, signal=signal
         )

@@ -215,14 +215,15 @@ class Spawner:
 
     # ------------------------------------------------------------------ deaths
 
-    def _reap(self, now: float) -> None:
+    def _reap(self, now: float) -> bool:
+        """Take note of every death. True when no child is left at all, living or dead."""
         while True:
             try:
                 pid, raw = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
-                return
+                return True
             if pid == 0:
-                return
+                return False
             code = os.waitstatus_to_exitcode(raw)
             status, number = (code, None) if code >= 0 else (None, -code)
             if pid == self.coordinator:
@@ -362,11 +363,10 @@ class Spawner:
     def _is_over(self) -> bool:
         """Whether nothing is left below us: no child means no descendant, because every orphan becomes our child."""
         assert self.ending is not None
-        try:
-            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError:
+        now = time.monotonic()
+        if self._reap(now):
             return True
-        if time.monotonic() < self.ending.give_up_at:
+        if now < self.ending.give_up_at:
             return False
         left = platform.children_of(self.pid)
         complain(f"processes {', '.join(map(str, left))} of {self.spec.name!r} cannot be killed")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import resource
 import select
 import signal
 import socket
@@ -28,6 +29,8 @@ IS_LINUX = sys.platform.startswith("linux")
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
 _PR_SET_CHILD_SUBREAPER = 36
+#: Where descriptors cannot be listed: far beyond what a command line or a spawner ever opens.
+_FDS_GUESSED_MAX = 65536
 #: Struct flock: Linux puts the type first, the BSDs last.
 _FLOCK = struct.Struct("@hhqqi4x") if IS_LINUX else struct.Struct("@qqihh")
 
@@ -91,10 +94,11 @@ def set_process_name(name: str) -> None:
 
 
 def open_fds() -> list[int]:
-    """This process's open file descriptors."""
-    folder = "/proc/self/fd" if IS_LINUX else "/dev/fd"
-    # The listing includes its own directory handle, closed by now: callers expect EBADF.
-    return [int(name) for name in os.listdir(folder)]
+    """This process's open file descriptors (some may be closed already: callers expect EBADF)."""
+    try:
+        return [int(name) for name in os.listdir("/proc/self/fd" if IS_LINUX else "/dev/fd")]
+    except OSError:  # no /proc, or a process made unreadable (PR_SET_DUMPABLE): every number it may have
+        return list(range(min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], _FDS_GUESSED_MAX)))
 
 
 # --------------------------------------------------------------------------- processes

@@ -16,18 +16,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from muster.core.names import OPERATOR
-from muster.errors import FleetRunningError, MusterError, SpawnFailedError
+from muster.errors import FleetRunningError, MusterError, SpawnFailedError, StoreVersionError, UnsafePermissionsError
 from muster.supervise import lock, platform
 from muster.supervise.client import SpawnerClient
 from muster.supervise.entries import Entries
 
 if TYPE_CHECKING:
-    from muster.core.spec import FleetSpec
     from muster.supervise.loop import Spawner
     from muster.supervise.shutdown import Ending
 
 __all__ = ["Entries", "SpawnerClient", "start_spawner"]
 
+#: Errors of the starting spawner that keep their class; every other one is a `SpawnFailedError`.
+_PASSED_ON: dict[str, type[MusterError]] = {
+    error.code: error for error in (FleetRunningError, StoreVersionError, UnsafePermissionsError)
+}
 #: Longest time until a spawner listens; most of it is reserved for killing what a crashed fleet left behind.
 _READY_S = 30.0
 #: A command line that holds the fleet and reads nothing for this long is not waited for any more.
@@ -51,6 +54,7 @@ def start_spawner(store: Path, entries: Entries, *, foreground: bool) -> Spawner
 
     Raises:
         FleetRunningError: A living spawner holds the store (`facts["pid"]`); nothing was started.
+        StoreVersionError, UnsafePermissionsError: The fleet's description cannot be used; nothing was started.
         SpawnFailedError: It did not become ready; nothing of it is left.
     """
     store = Path(os.path.abspath(store))
@@ -59,6 +63,7 @@ def start_spawner(store: Path, entries: Entries, *, foreground: bool) -> Spawner
         raise lock.running_error(store, pid)
     if threading.active_count() > 1:
         raise SpawnFailedError("a spawner can only be started by a process with a single thread")
+    _occupy_streams()
     for stream in (sys.stdout, sys.stderr):  # else the child would write what is buffered a second time
         with contextlib.suppress(Exception):
             stream.flush()
@@ -74,6 +79,15 @@ def start_spawner(store: Path, entries: Entries, *, foreground: bool) -> Spawner
         _become_spawner(store, entries, theirs, foreground)
     theirs.close()
     return _hear_first_words(ours, child)
+
+
+def _occupy_streams() -> None:
+    """Started with closed standard streams: else a socket would get number 0, 1 or 2 and be taken for one of them."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
 
 
 def _hear_first_words(connection: socket.socket, pid: int) -> SpawnerClient:
@@ -101,8 +115,7 @@ def _hear_first_words(connection: socket.socket, pid: int) -> SpawnerClient:
     _, raw = os.waitpid(pid, 0)
     error = words["error"]
     how = f"the spawner ended with status {os.waitstatus_to_exitcode(raw)} before it was ready"
-    kind = FleetRunningError if error["code"] == FleetRunningError.code else SpawnFailedError
-    raise kind(error.get("message", how), pid=error.get("pid", pid))
+    raise _PASSED_ON.get(error["code"], SpawnFailedError)(error.get("message", how), pid=error.get("pid", pid))
 
 
 def _become_spawner(store: Path, entries: Entries, starter: socket.socket, foreground: bool) -> NoReturn:
@@ -133,6 +146,7 @@ def _say(starter: socket.socket, words: dict[str, object]) -> None:
 
 
 def _live(store: Path, entries: Entries, starter: socket.socket, foreground: bool) -> int:
+    from muster.bus.store import read_spec
     from muster.supervise import child, leftovers
 
     # What the starter leaves as garbage is not ours to finalise: a file object collected here would close a number that
@@ -144,7 +158,7 @@ def _live(store: Path, entries: Entries, starter: socket.socket, foreground: boo
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
     _replace_streams(store, foreground)
-    spec = _read_spec(store)
+    spec = read_spec(store)
     held = lock.SpawnerLock(store)
     platform.prepare()
     platform.set_process_name("muster:spawner")
@@ -199,20 +213,6 @@ def _replace_streams(store: Path, foreground: bool) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
-
-
-def _read_spec(store: Path) -> FleetSpec:
-    import msgspec
-
-    from muster.core.spec import FleetSpec
-
-    path = store / "spec.json"
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=FleetSpec)
-    except OSError as error:
-        raise SpawnFailedError(f"cannot read {path}: {error.strerror}", store=str(store)) from error
-    except msgspec.MsgspecError as error:
-        raise SpawnFailedError(f"{path} is not a fleet's description: {error}", store=str(store)) from error
 
 
 def _tidy_up(spawner: Spawner, held: lock.SpawnerLock, ending: Ending | None) -> None:
