@@ -190,6 +190,7 @@ class Coordinator:
     def _expect_open_tasks(self) -> None:
         for number in self._shell.machine.state.tasks:
             self._shell.outputs.expect(number)
+        self._shell.outputs.expect_again(self._shell.replayed)
 
     async def _adopt(self, listing: WorkerList) -> None:
         """Begin a life of the fleet, or take over from a coordinator that died: the dead's last results first, then the roll call."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import deque
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,8 @@ from muster.errors import BusError
 from muster.security.permissions import make_private_dir
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from muster.bus.bus import Bus
     from muster.bus.delivery import Delivery
 
@@ -77,6 +79,7 @@ class OutputFlow:
         self._held_dir = store / "coordinator" / "held" if keep_order else None
         self._open: list[int] = []  # heap of numbers that have not ended; ended ones leave when they come to the top
         self._ended: set[int] = set()
+        self._doubtful: list[int] = []
         self._ready: list[tuple[int, int]] = []  # heap of (number, attempt) kept for their turn
         self._held: dict[int, Output] = {}
         if self._held_dir is not None:
@@ -101,6 +104,20 @@ class OutputFlow:
         """A task was accepted: with kept order, outputs of later ones wait for it."""
         if self._held_dir is not None:
             heappush(self._open, number)
+
+    def expect_again(self, numbers: Iterable[int]) -> None:
+        """Tasks that ended before this process began: until `all_came_again`, their outputs may still come, and later ones wait."""
+        if self._held_dir is not None:
+            self._doubtful = list(numbers)
+            self._open += self._doubtful
+            heapify(self._open)
+
+    def all_came_again(self) -> None:
+        """Every result that was not acked before this process began has been taken: what did not come again had its turn."""
+        if self._doubtful:
+            self._ended.update(self._doubtful)
+            self._doubtful = []
+            self._release_in_order()
 
     def end(self, number: int, body: TaskOutput | None, delivery: Delivery | None) -> None:
         """A task is over and its line is on disk; pass its output on and ack `delivery` once that is done."""

@@ -102,6 +102,7 @@ class Shell:
             delivery = receive()
             if delivery is None:
                 self._caught_up = True
+                self.outputs.all_came_again()
                 break
             intake.take(delivery)
             taken += 1
