@@ -150,6 +150,12 @@ def _wait_with_child(lifeline_fd: int, into: str) -> None:
     _wait(lifeline_fd)
 
 
+def _pause(_lifeline_fd: int) -> None:
+    """Look at nothing: only a signal ends this one."""
+    while True:
+        signal.pause()
+
+
 def _deaf(lifeline_fd: int, into: str) -> None:
     """Ignore SIGTERM, obey the lifeline."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -166,6 +172,7 @@ BEHAVIOURS: dict[str, Callable[..., int | None]] = {
     "nasty": _nasty,
     "wait_with_child": _wait_with_child,
     "deaf": _deaf,
+    "pause": _pause,
 }
 
 

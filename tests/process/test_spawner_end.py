@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -120,6 +121,41 @@ def test_a_closed_client_in_the_foreground_drains_the_fleet(fleet: ToyFleet) -> 
         assert other.wait(10) == 0
 
 
+def test_under_nohup_a_hangup_changes_nothing(fleet: ToyFleet, tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        client = fleet.start(foreground=False)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    coordinator = fleet.coordinator()
+    os.kill(client.pid, signal.SIGHUP)
+    os.kill(client.pid, signal.SIGCHLD)  # handled after it, so both are when the next line is answered
+    assert client.ping()["stopping"] is None
+    coordinator.spawn("w-1", do="describe", into=str(tmp_path / "facts"))  # which itself starts with default actions
+    eventually((tmp_path / "facts").exists)
+    assert all(json.loads((tmp_path / "facts").read_text())["default"])
+    coordinator.finish()
+    assert client.wait(10) == 0
+
+
+def test_an_idle_spawner_does_not_wake_up(fleet: ToyFleet) -> None:
+    client = fleet.start()
+    coordinator = fleet.coordinator()
+    coordinator.spawn("w-1", do="wait")
+    client.ping()
+
+    def wakings() -> str:
+        lines = Path(f"/proc/{client.pid}/status").read_text().splitlines()
+        return next(line for line in lines if line.startswith("voluntary"))
+
+    eventually(lambda: (first := wakings()) and fleet.no_coordinator_within(0.2) and wakings() == first)
+    before = wakings()
+    assert fleet.no_coordinator_within(1.5)
+    assert wakings() == before
+    coordinator.finish()
+    assert client.wait(10) == 0
+
+
 def test_a_holder_that_goes_away_drains_the_fleet_and_a_visitor_does_not(fleet: ToyFleet) -> None:
     client = fleet.start(foreground=False)
     coordinator = fleet.coordinator()
@@ -139,13 +175,15 @@ def test_a_holder_that_goes_away_drains_the_fleet_and_a_visitor_does_not(fleet: 
 def test_everything_ends_when_the_spawner_is_killed(fleet: ToyFleet) -> None:
     client = fleet.start()
     coordinator = fleet.coordinator()
-    worker = coordinator.spawn("w-1", do="wait")
+    waiting = coordinator.spawn("w-1", do="wait")
+    pausing = coordinator.spawn("w-2", do="pause")
     born = tree.start_time_of(coordinator.pid)
     assert born is not None
     os.kill(client.pid, signal.SIGKILL)
     with pytest.raises(FleetNotRunningError):
         client.wait(10)
-    eventually(lambda: tree.is_gone(worker.pid, worker.start_time))
+    eventually(lambda: tree.is_gone(waiting.pid, waiting.start_time))
+    eventually(lambda: tree.is_gone(pausing.pid, pausing.start_time), what="the kernel's SIGTERM")
     eventually(lambda: tree.is_gone(coordinator.pid, born))
     with pytest.raises(FleetNotRunningError):
         SpawnerClient.connect(fleet.store)
