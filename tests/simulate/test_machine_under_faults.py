@@ -32,7 +32,9 @@ def test_every_task_is_recorded_once_and_never_runs_twice_at_once(block):
     for seed in range(block, SEEDS, 10):
         world = live_through(seed, agents_per_worker=1 + seed % 2, tasks=20 + seed % 30)
         assert world.submitted == set(world.live), seed
-        assert set(world.lines) == world.submitted, f"seed {seed}: recorded {len(world.lines)} of {len(world.submitted)}"
+        assert set(world.lines) == world.submitted, (
+            f"seed {seed}: recorded {len(world.lines)} of {len(world.submitted)}"
+        )
         assert world.finish is not None and world.finish.reason == "complete", seed
 
 

@@ -186,18 +186,21 @@ class World:
         self.machine = machine
         self.replayed = {record.number: record for record in records}
         self.caught_up = False
-        self.unacked = {name: 0 for name in self.to_coordinator}  # taken by this coordinator, at the head of each lane
+        self.unacked = dict.fromkeys(self.to_coordinator, 0)  # taken by this coordinator, at the head of each lane
         alive = [(worker, incarnation, 1, 1) for worker, (incarnation, _) in self.alive.items()]
         self.control.clear()
         try:
             facts = []
             for worker in machine.state.workers.values():
-                if worker.state in ("starting", "alive", "dying") and self.alive.get(worker.name, (0,))[0] != worker.incarnation:
+                if (
+                    worker.state in ("starting", "alive", "dying")
+                    and self.alive.get(worker.name, (0,))[0] != worker.incarnation
+                ):
                     facts += self.take_all(worker.name)
             if machine.state.life == 0:
                 facts.append(ev.FleetStarted(self.now, self.plan))
             else:
-                exits = {**{key: 1 for key in self.graves}, **self.exits}
+                exits = {**dict.fromkeys(self.graves, 1), **self.exits}
                 facts.append(ev.Recovered(self.now, alive, list(exits), self.coordinators - 1))
                 for (worker, incarnation), survivors in exits.items():
                     facts.append(ev.WorkerExited(self.now, worker, incarnation, None, 9, survivors))

@@ -17,7 +17,11 @@ from muster.errors import CorruptStoreError, StoreFullError, StoreVersionError
 
 def history(tasks: int = 20) -> list[ev.AnyFact]:
     plan = ev.Plan(workers=[ev.WorkerPlan(f"w-{n}", [(f"w-{n}", "k")]) for n in (1, 2)])
-    facts: list[ev.AnyFact] = [ev.FleetStarted(AT, plan), ev.AgentReady(AT, "w-1", 1, 1), ev.AgentReady(AT, "w-2", 1, 1)]
+    facts: list[ev.AnyFact] = [
+        ev.FleetStarted(AT, plan),
+        ev.AgentReady(AT, "w-1", 1, 1),
+        ev.AgentReady(AT, "w-2", 1, 1),
+    ]
     facts.append(ev.TasksSubmitted(AT, [TaskInput(n, f"in {n}") for n in range(1, tasks + 1)]))
     machine = Machine()
     for fact in facts:

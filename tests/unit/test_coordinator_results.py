@@ -22,7 +22,9 @@ def result(number: int = 1, **fields) -> Result:
 
 def shown(**fields) -> dict:
     out = fields.pop("stdout", b"")
-    return json.loads(line_of("in", "w-1", result(stdout=out, stdout_bytes=fields.pop("stdout_bytes", len(out)), **fields)))
+    return json.loads(
+        line_of("in", "w-1", result(stdout=out, stdout_bytes=fields.pop("stdout_bytes", len(out)), **fields))
+    )
 
 
 def test_a_line_says_everything_about_a_task():

@@ -12,13 +12,18 @@ from muster.health.monitor import Expected, HealthMonitor
 class Stage:
     def __init__(self, store, *agents):
         self.store, self.told, self.pages = store, [], {}
-        self.expected = {agent: Expected(agent, 1, is_alive=True, has_joined=True, is_given_up=False) for agent in agents}
+        self.expected = {
+            agent: Expected(agent, 1, is_alive=True, has_joined=True, is_given_up=False) for agent in agents
+        }
         for agent in agents:
             (store / "agents" / agent).mkdir(parents=True, mode=0o700)
             self.pages[agent] = StatusWriter(store / "agents" / agent / "status")
             self.begin(agent, 1)
         self.monitor = HealthMonitor(
-            store, lambda: self.expected.values(), lambda: False, lambda agent, judgement: self.told.append((agent, judgement.verdict))
+            store,
+            lambda: self.expected.values(),
+            lambda: False,
+            lambda agent, judgement: self.told.append((agent, judgement.verdict)),
         )
 
     def begin(self, agent, incarnation):

@@ -28,7 +28,9 @@ def submit(machine: Machine, *numbers: int, kind: str = "") -> list[ev.Effect]:
 
 
 def assigned(effects) -> list[tuple[int, int, str]]:
-    return [(e.body.number, e.body.attempt, e.to) for e in effects if isinstance(e, ev.Post) and isinstance(e.body, Assign)]
+    return [
+        (e.body.number, e.body.attempt, e.to) for e in effects if isinstance(e, ev.Post) and isinstance(e.body, Assign)
+    ]
 
 
 def recorded(effects) -> list[tuple[int, str]]:
@@ -54,7 +56,9 @@ def test_the_table_holds_exactly_these_moves(state, cause, after):
     assert len(TRANSITIONS) == 9
 
 
-@pytest.mark.parametrize(("state", "cause"), [(QUEUED, "done"), (DELAYED, "assigned"), (QUEUED, "died"), (DONE, "assigned")])
+@pytest.mark.parametrize(
+    ("state", "cause"), [(QUEUED, "done"), (DELAYED, "assigned"), (QUEUED, "died"), (DONE, "assigned")]
+)
 def test_a_move_that_is_not_in_the_table_is_refused(state, cause):
     task = Task(1, None, "", None, state)
     with pytest.raises(KeyError):
@@ -91,7 +95,9 @@ def test_short_tasks_are_prefetched_until_fewer_wait_than_there_are_agents():
     assert [list(agent.held) for agent in machine.state.agents.values()] == [[3, 4], [2, 5]]
     for number, agent in ((3, "w-1"), (2, "w-2")):
         assert len(assigned(ended(machine, agent, number))) == 1
-    assert assigned(ended(machine, "w-1", 4)) == [], "two tasks wait for two agents: they are left to whoever is idle first"
+    assert assigned(ended(machine, "w-1", 4)) == [], (
+        "two tasks wait for two agents: they are left to whoever is idle first"
+    )
     assert machine.state.queued == 2
 
 

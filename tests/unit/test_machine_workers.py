@@ -107,7 +107,13 @@ def test_with_every_worker_quarantined_the_run_ends_with_an_error_and_keeps_its_
 
 @pytest.mark.parametrize(
     ("restart", "status", "again"),
-    [("always", 0, True), ("on_failure", 0, False), ("on_failure", 1, True), ("on_failure", None, True), ("never", 1, False)],
+    [
+        ("always", 0, True),
+        ("on_failure", 0, False),
+        ("on_failure", 1, True),
+        ("on_failure", None, True),
+        ("never", 1, False),
+    ],
 )
 def test_the_restart_policy_decides(restart, status, again):
     machine = Machine()

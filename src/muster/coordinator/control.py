@@ -41,7 +41,7 @@ class ControlSocket:
     async def flush(self, timeout_s: float) -> None:
         """Wait until everything is sent, or the spawner is gone, or the time is over."""
         deadline = self._loop.time() + timeout_s
-        while self._queue and not self.is_lost and self._loop.time() < deadline:
+        while self._queue and not self.is_lost and self._loop.time() < deadline:  # noqa: ASYNC110 -- once, at the end
             await asyncio.sleep(0.005)
 
     def close(self) -> None:

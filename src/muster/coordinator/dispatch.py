@@ -62,7 +62,11 @@ def dispatch(state: State, out: list[Effect]) -> None:
 def assignment(task: Task) -> Post:
     """The message that gives `task` to the agent it is assigned to. Its id makes sending it again harmless."""
     body = Assign(
-        number=task.number, attempt=task.attempt, incarnation=task.incarnation, input=task.input, timeout_s=task.timeout_s
+        number=task.number,
+        attempt=task.attempt,
+        incarnation=task.incarnation,
+        input=task.input,
+        timeout_s=task.timeout_s,
     )
     return Post(task.agent, body, f"assign-{task.number}-{task.attempt}-{task.incarnation}")
 

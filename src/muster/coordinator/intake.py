@@ -79,7 +79,9 @@ class Intake:
         self.results[key] = (result, delivery)
         detail = "" if result.outcome == "done" else _last_words(result)
         attempt = delivery.sender, result.number, result.attempt, result.incarnation
-        self.facts.append(ev.TaskEnded(shell.clock.now_s(), *attempt, result.outcome, result.exit_status, result.signal, detail))
+        self.facts.append(
+            ev.TaskEnded(shell.clock.now_s(), *attempt, result.outcome, result.exit_status, result.signal, detail)
+        )
 
     def _submit(self, delivery: Delivery) -> None:
         submit: Submit = delivery.decode(Submit)
@@ -87,7 +89,9 @@ class Intake:
         outcomes = self._shell.machine.state.outcomes
         for task in tasks:
             if not 0 < task.number <= NUMBER_MAX:
-                delivery.dead_letter(f"task number {task.number} is not between 1 and {NUMBER_MAX}; none of these tasks was accepted")
+                delivery.dead_letter(
+                    f"task number {task.number} is not between 1 and {NUMBER_MAX}; none of these tasks was accepted"
+                )
                 return
             if outcomes.get(task.number) == UNKNOWN:
                 self._shell.outputs.expect(task.number)
@@ -107,7 +111,12 @@ class Intake:
         refused: Refused = delivery.decode(Refused)
         self.facts.append(
             ev.TaskRefused(
-                self._shell.clock.now_s(), delivery.sender, refused.number, refused.attempt, refused.incarnation, refused.reason
+                self._shell.clock.now_s(),
+                delivery.sender,
+                refused.number,
+                refused.attempt,
+                refused.incarnation,
+                refused.reason,
             )
         )
         self.acks.append(delivery)

@@ -120,7 +120,9 @@ def worker_exited(state: State, fact: WorkerExited, out: list[Effect]) -> None:
     worker.last_exit = describe_exit(fact)
     if state.phase == st.RUNNING:
         state.counters.worker_deaths += 1
-        out.append(Noted("worker.exited", {"worker": worker.name, "incarnation": worker.incarnation, "how": worker.last_exit}))
+        out.append(
+            Noted("worker.exited", {"worker": worker.name, "incarnation": worker.incarnation, "how": worker.last_exit})
+        )
     _reclaim(state, worker, worker.last_exit if state.phase == st.RUNNING else None, out)
     if state.phase == st.RUNNING:
         _restart(state, worker, fact.exit_status, out)
@@ -188,7 +190,9 @@ def _restart(state: State, worker: Worker, exit_status: int | None, out: list[Ef
     plan, now_s = state.plan, state.now_s
     worker.restarts_s = [at for at in worker.restarts_s if now_s - at < plan.restart_period_s]
     if len(worker.restarts_s) >= plan.restarts_max:
-        out.append(Noted("worker.quarantined", {"worker": worker.name, "restarts": worker.restarts, "how": worker.last_exit}))
+        out.append(
+            Noted("worker.quarantined", {"worker": worker.name, "restarts": worker.restarts, "how": worker.last_exit})
+        )
         _give_up(state, worker, st.QUARANTINED)
         return
     tried = len(worker.restarts_s)
@@ -206,13 +210,23 @@ def _restart(state: State, worker: Worker, exit_status: int | None, out: list[Ef
 def restart_due(state: State, name: str, out: list[Effect]) -> None:
     """The wait before a restart is over, if it still stands."""
     worker = state.workers.get(name)
-    if worker is not None and worker.state == st.PAUSED and worker.restart_at_s <= state.now_s and state.phase == st.RUNNING:
+    if (
+        worker is not None
+        and worker.state == st.PAUSED
+        and worker.restart_at_s <= state.now_s
+        and state.phase == st.RUNNING
+    ):
         _spawn(state, worker, out)
 
 
 def _give_up(state: State, worker: Worker, how: str) -> None:
     worker.state = how
-    usable = {state.agents[name].kind for other in state.workers.values() if other.state in (*st.LIVE, st.PAUSED) for name in other.agents}
+    usable = {
+        state.agents[name].kind
+        for other in state.workers.values()
+        if other.state in (*st.LIVE, st.PAUSED)
+        for name in other.agents
+    }
     state.kinds_out = [kind for kind in state.kinds if kind not in usable]
 
 
@@ -220,7 +234,12 @@ def agent_ready(state: State, fact: AgentReady, out: list[Effect]) -> None:
     """An agent joined or answered the roll call; what it lost of our orders is sent again, what it should not have is cancelled."""
     agent = state.agents.get(fact.agent)
     worker = state.workers[agent.worker] if agent is not None else None
-    if agent is None or worker is None or fact.incarnation != worker.incarnation or worker.state not in (st.STARTING, st.ALIVE):
+    if (
+        agent is None
+        or worker is None
+        or fact.incarnation != worker.incarnation
+        or worker.state not in (st.STARTING, st.ALIVE)
+    ):
         return
     worker.state = st.ALIVE
     is_answer = fact.nonce is not None and fact.nonce == state.roll
@@ -293,8 +312,12 @@ def begin_drain(state: State, ending: Ending, out: list[Effect]) -> None:
     for worker in state.workers.values():
         if worker.state == st.PAUSED:
             worker.state = st.GONE
-        elif worker.state in (st.STARTING, st.ALIVE) and all(state.agents[name].state == st.ABSENT for name in worker.agents):
-            out.append(KillWorker(worker.name, worker.incarnation, SIGTERM, False))  # holds nothing: it need not get ready first
+        elif worker.state in (st.STARTING, st.ALIVE) and all(
+            state.agents[name].state == st.ABSENT for name in worker.agents
+        ):
+            out.append(
+                KillWorker(worker.name, worker.incarnation, SIGTERM, False)
+            )  # holds nothing: it need not get ready first
 
 
 def _drain_agent(state: State, agent: Agent, out: list[Effect]) -> None:

@@ -216,7 +216,11 @@ class Coordinator:
         for exited in listing.exited:
             shell.take_exit(exited)
         shell.notes.write(
-            "coordinator.started", life=state.life, restarts=listing.coordinator_restarts, alive=len(alive), open_tasks=len(state.tasks)
+            "coordinator.started",
+            life=state.life,
+            restarts=listing.coordinator_restarts,
+            alive=len(alive),
+            open_tasks=len(state.tasks),
         )
         shell.record_dead_again()
         await shell.commit()
@@ -233,7 +237,9 @@ class Coordinator:
 
     def _tell_health(self, agent: str, judgement: Judgement) -> None:
         if judgement.verdict in ("degraded", "unhealthy"):
-            self._shell.notes.write("health.changed", agent=agent, verdict=judgement.verdict, evidence=list(judgement.evidence))
+            self._shell.notes.write(
+                "health.changed", agent=agent, verdict=judgement.verdict, evidence=list(judgement.evidence)
+            )
 
     def _answer_status(self, delivery: Delivery) -> None:
         ask: StatusAsk = delivery.decode(StatusAsk)
@@ -259,11 +265,11 @@ class Coordinator:
                 reports.write(self._spec.run.report, report)
         except ResultsFileError as failure:
             error, exit_status = error or failure.message, exit_status or 1
-        if self._spec.run is not None:
-            self._progress.tell()
         ended = RunEnded(exit_status=exit_status, reason=finish.reason, report=report, error=error)
         shell.notes.write("fleet.ended", reason=finish.reason, exit_status=exit_status, error=error)
-        await self._last_word(ended)
+        if self._spec.run is not None:
+            self._progress.tell()
+            await self._last_word(ended)
         if shell.may_snapshot:
             shell.log.write_snapshot(shell.machine.state)
         return await self._finished(exit_status)
@@ -330,7 +336,9 @@ def plan_of(spec: FleetSpec) -> ev.Plan:
         kinds = [kind_of[agent] for agent in agents]
         # A worker that hosts several kinds lives by the strictest wish to be kept alive.
         restart = min((kind.restart for kind in kinds), key=order.__getitem__)
-        entries.append(ev.WorkerPlan(worker, [(agent, kind.name) for agent, kind in zip(agents, kinds, strict=True)], restart))
+        entries.append(
+            ev.WorkerPlan(worker, [(agent, kind.name) for agent, kind in zip(agents, kinds, strict=True)], restart)
+        )
     halt = spec.run.halt if spec.run is not None else None
     return ev.Plan(
         workers=entries,

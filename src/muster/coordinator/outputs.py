@@ -196,7 +196,9 @@ class OutputFlow:
                 if output.delivery is not None:
                     output.delivery.ack()
                 # What waits in a file needs no memory: its body is read again when its turn comes.
-                output = Output(TaskOutput(number=number, attempt=output.body.attempt, agent="", ok=True, exit_status=0), None, True)
+                output = Output(
+                    TaskOutput(number=number, attempt=output.body.attempt, agent="", ok=True, exit_status=0), None, True
+                )
         self._held[number] = output
         heappush(self._ready, (number, output.body.attempt))
 

@@ -55,7 +55,9 @@ def build(shell: Shell, health: HealthMonitor, collector: Collector, pinger: Pin
         "task_latency_ms": _quantiles(latency_ms(state)),
         "message_rtt_ms": _quantiles(rtt_ms),
         "pss_mb_per_agent": round(sum(pss) / len(pss) / 1e6, 3) if pss else None,
-        "ready_agents": sum(agent.done + agent.failed > 0 or agent.state != "absent" for agent in state.agents.values()),
+        "ready_agents": sum(
+            agent.done + agent.failed > 0 or agent.state != "absent" for agent in state.agents.values()
+        ),
         "dead_tasks": counters.dead,
         "attempts_failed": counters.attempts_failed,
         "worker_deaths": counters.worker_deaths,

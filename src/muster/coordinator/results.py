@@ -71,11 +71,17 @@ def line_of(input_: Any, agent: str, result: Result) -> bytes:
         duration_s=round(result.duration_s, 6),
     )
     if result.started_unix_s:
-        line.started = datetime.fromtimestamp(result.started_unix_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        line.started = (
+            datetime.fromtimestamp(result.started_unix_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        )
     if result.stdout_bytes:
-        line.stdout, line.stdout_truncated, line.stdout_b64 = _shown(result.stdout, result.stdout_file, result.stdout_bytes)
+        line.stdout, line.stdout_truncated, line.stdout_b64 = _shown(
+            result.stdout, result.stdout_file, result.stdout_bytes
+        )
     if result.stderr_bytes:
-        line.stderr, line.stderr_truncated, line.stderr_b64 = _shown(result.stderr, result.stderr_file, result.stderr_bytes)
+        line.stderr, line.stderr_truncated, line.stderr_b64 = _shown(
+            result.stderr, result.stderr_file, result.stderr_bytes
+        )
     return _encode(line)
 
 
@@ -104,7 +110,10 @@ def _shown(inline: bytes, file: str | None, whole_bytes: int) -> tuple[str, bool
         head, tail = _ends(inline, file, whole_bytes, limit // 2)
     cut = len(head) + len(tail) < whole_bytes
     try:
-        text = head.decode() if not cut else _text(head, at_end=True) + _gap(whole_bytes - len(head) - len(tail)) + _text(tail, at_end=False)
+        if not cut:
+            return head.decode(), False, msgspec.UNSET
+        middle = _gap(whole_bytes - len(head) - len(tail))
+        text = _text(head, at_end=True) + middle + _text(tail, at_end=False)
     except UnicodeDecodeError:
         middle = _gap(whole_bytes - len(head) - len(tail)) if cut else ""
         return head.decode(errors="replace") + middle + tail.decode(errors="replace"), cut, head + tail
@@ -173,7 +182,9 @@ class ResultsFile:
                 self.size_bytes -= sum(map(len, lines)) - len(data)
                 with contextlib.suppress(OSError):
                     os.ftruncate(self._fd, self.size_bytes)
-            raise ResultsFileError(f"cannot write the results file {self.path}: {error.strerror}", path=self.path) from None
+            raise ResultsFileError(
+                f"cannot write the results file {self.path}: {error.strerror}", path=self.path
+            ) from None
 
     def numbers_behind(self, base_bytes: int) -> list[int]:
         """The task numbers of all lines that begin at or behind `base_bytes`, in the order of the file.
@@ -209,7 +220,9 @@ class ResultsFile:
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
-            raise ResultsFileError(f"cannot rewrite the results file {self.path}: {error.strerror}", path=self.path) from None
+            raise ResultsFileError(
+                f"cannot rewrite the results file {self.path}: {error.strerror}", path=self.path
+            ) from None
         os.close(self._fd)
         self._fd = fd
         self.size_bytes = os.fstat(fd).st_size
@@ -221,7 +234,9 @@ class ResultsFile:
             if self.is_regular:
                 os.fsync(self._fd)
         except OSError as error:
-            raise ResultsFileError(f"cannot write the results file {self.path}: {error.strerror}", path=self.path) from None
+            raise ResultsFileError(
+                f"cannot write the results file {self.path}: {error.strerror}", path=self.path
+            ) from None
 
     def close(self) -> None:
         """Let go of the file. Safe twice."""
@@ -250,7 +265,9 @@ class ResultsFile:
             try:
                 chunk = os.pread(self._fd, _READ_BYTES, at)
             except OSError as error:
-                raise ResultsFileError(f"cannot read the results file {self.path}: {error.strerror}", path=self.path) from None
+                raise ResultsFileError(
+                    f"cannot read the results file {self.path}: {error.strerror}", path=self.path
+                ) from None
             if not chunk:
                 return
             at += len(chunk)

@@ -142,7 +142,10 @@ class Pinger(_Loop):
         ordered = sorted(self.round_trips_s)
         if not ordered:
             return {}
-        return {name: round(ordered[min(len(ordered) - 1, int(q * len(ordered)))] * 1000, 4) for name, q in (("p50", 0.5), ("p99", 0.99))}
+        return {
+            name: round(ordered[min(len(ordered) - 1, int(q * len(ordered)))] * 1000, 4)
+            for name, q in (("p50", 0.5), ("p99", 0.99))
+        }
 
     async def _run(self) -> None:
         while True:

@@ -101,8 +101,10 @@ class Shell:
         while taken < BATCH_MAX:
             delivery = receive()
             if delivery is None:
-                self._caught_up = True
-                self.outputs.all_came_again()
+                if not self._caught_up and not self.bus.transport.holds_back:
+                    # Everything that was in hand when the last coordinator died has come again.
+                    self._caught_up = True
+                    self.outputs.all_came_again()
                 break
             intake.take(delivery)
             taken += 1
@@ -232,7 +234,9 @@ class Shell:
 
     def record_dead_again(self) -> None:
         """After a replay: lines of tasks that ended without a result and were not written before the crash."""
-        dead = [record for record in self.replayed.values() if record.outcome == "dead" and record.number in self.missing]
+        dead = [
+            record for record in self.replayed.values() if record.outcome == "dead" and record.number in self.missing
+        ]
         lines = [line_without_result(r.number, r.attempt, r.agent, r.input, r.evidence) for r in dead]
         if lines and self._write_lines(lines):
             self.missing.difference_update(record.number for record in dead)
@@ -260,7 +264,15 @@ class Shell:
         except BodyTooLargeError as error:
             if isinstance(body, Assign):  # no agent can ever be given it: it fails like an attempt that failed
                 ended = ev.TaskEnded(
-                    self.clock.now_s(), post.to, body.number, body.attempt, body.incarnation, "failed", None, None, error.message
+                    self.clock.now_s(),
+                    post.to,
+                    body.number,
+                    body.attempt,
+                    body.incarnation,
+                    "failed",
+                    None,
+                    None,
+                    error.message,
                 )
                 self.intake.facts.append(ended)
                 self.wake.set()
@@ -320,7 +332,12 @@ class Shell:
         self.drain_worker(message.worker)
         self.intake.facts.append(
             ev.WorkerExited(
-                self.clock.now_s(), message.worker, message.incarnation, message.exit_status, message.signal, len(message.survivors)
+                self.clock.now_s(),
+                message.worker,
+                message.incarnation,
+                message.exit_status,
+                message.signal,
+                len(message.survivors),
             )
         )
         self.intake.exits.append(ExitSeen(worker=message.worker, incarnation=message.incarnation))

@@ -20,7 +20,15 @@ FORMAT = 1
 # Phases of a fleet.
 WAITING, RUNNING, DRAINING, ENDED = "waiting", "running", "draining", "ended"
 # States of a worker. `dying`: reaped, but some of its process tree lives. `waiting`: for its next start.
-ABSENT, STARTING, ALIVE, DYING, PAUSED, GONE, QUARANTINED = "absent", "starting", "alive", "dying", "waiting", "gone", "quarantined"
+ABSENT, STARTING, ALIVE, DYING, PAUSED, GONE, QUARANTINED = (
+    "absent",
+    "starting",
+    "alive",
+    "dying",
+    "waiting",
+    "gone",
+    "quarantined",
+)
 LIVE = (STARTING, ALIVE, DYING)
 # States of an agent.
 READY, DRAINED = "ready", "drained"

@@ -55,7 +55,11 @@ def state_of(agent: Agent, worker: Worker, page: StatusPage | None, *, is_suspec
 def task_counts(state: State) -> dict[str, int]:
     """Tasks by state. They add up to all that were ever submitted."""
     counters = state.counters
-    delayed = sum(task.state == DELAYED for task in state.tasks.values()) if len(state.tasks) != state.queued + state.held else 0
+    delayed = (
+        sum(task.state == DELAYED for task in state.tasks.values())
+        if len(state.tasks) != state.queued + state.held
+        else 0
+    )
     return {
         "submitted": counters.submitted,
         "queued": state.queued,

@@ -102,15 +102,30 @@ def judge(seen: Observation, bounds: Bounds = _DEFAULT) -> Judgement:
     elif not seen.in_grace:
         suspect = seen.heartbeat_age_s >= bounds.heartbeat_warn_s
         case.measure(
-            seen.heartbeat_age_s, bounds.heartbeat_warn_s, bounds.heartbeat_alarm_s, f"silent for {seen.heartbeat_age_s:.0f} s"
+            seen.heartbeat_age_s,
+            bounds.heartbeat_warn_s,
+            bounds.heartbeat_alarm_s,
+            f"silent for {seen.heartbeat_age_s:.0f} s",
         )
-    case.measure(seen.loop_lag_s, bounds.loop_lag_warn_s, bounds.loop_lag_alarm_s, f"its loop lags {seen.loop_lag_s:.1f} s")
-    case.measure(seen.inbox_depth, bounds.inbox_warn, bounds.inbox_alarm, f"{seen.inbox_depth} messages wait in its inbox")
+    case.measure(
+        seen.loop_lag_s, bounds.loop_lag_warn_s, bounds.loop_lag_alarm_s, f"its loop lags {seen.loop_lag_s:.1f} s"
+    )
+    case.measure(
+        seen.inbox_depth, bounds.inbox_warn, bounds.inbox_alarm, f"{seen.inbox_depth} messages wait in its inbox"
+    )
     case.measure(seen.fds, bounds.fds_warn, bounds.fds_alarm, f"{seen.fds} open files")
     case.measure(
-        seen.memory_bytes, bounds.memory_warn_bytes, bounds.memory_alarm_bytes, f"uses {seen.memory_bytes >> 20} MiB of memory"
+        seen.memory_bytes,
+        bounds.memory_warn_bytes,
+        bounds.memory_alarm_bytes,
+        f"uses {seen.memory_bytes >> 20} MiB of memory",
     )
-    if seen.running and seen.progress_age_s is not None and not seen.in_grace and seen.progress_age_s >= bounds.wedged_after_s:
+    if (
+        seen.running
+        and seen.progress_age_s is not None
+        and not seen.in_grace
+        and seen.progress_age_s >= bounds.wedged_after_s
+    ):
         case.add("degraded", f"busy for {seen.progress_age_s:.0f} s without a beginning or an end of an attempt")
     if seen.own_verdict in ("degraded", "unhealthy"):
         own: Verdict = "degraded" if seen.own_verdict == "degraded" else "unhealthy"
@@ -124,7 +139,9 @@ def judge_team(judgements: Iterable[Judgement]) -> Judgement:
     total = sum(counts.values())
     if not total:
         return Judgement("unknown", ("no agents",))
-    evidence = tuple(f"{counts[verdict]} of {total} {verdict}" for verdict in ("unhealthy", "degraded", "unknown") if counts[verdict])
+    evidence = tuple(
+        f"{counts[verdict]} of {total} {verdict}" for verdict in ("unhealthy", "degraded", "unknown") if counts[verdict]
+    )
     if 2 * counts["unhealthy"] >= total:
         return Judgement("unhealthy", evidence)
     if counts["unhealthy"] or counts["degraded"]:

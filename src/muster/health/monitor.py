@@ -112,7 +112,12 @@ class HealthMonitor:
         evidence = tuple(own.evidence) if own is not None else ()
         if page is None:
             return Observation(
-                expected.is_alive, expected.is_given_up, expected.has_joined, in_grace=in_grace, own_verdict=said, own_evidence=evidence
+                expected.is_alive,
+                expected.is_given_up,
+                expected.has_joined,
+                in_grace=in_grace,
+                own_verdict=said,
+                own_evidence=evidence,
             )
         return Observation(
             is_alive=expected.is_alive,

@@ -31,7 +31,9 @@ class Histogram:
 
         None without observations. A rank in the last, open bucket gives that bucket's lower bound: it is at least that much.
         """
-        bounds = sorted((float("inf") if bound == INF else float(bound), count) for bound, count in self.buckets.items())
+        bounds = sorted(
+            (float("inf") if bound == INF else float(bound), count) for bound, count in self.buckets.items()
+        )
         total = sum(count for _, count in bounds)
         if not total:
             return None
