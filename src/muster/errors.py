@@ -23,7 +23,10 @@ trying again cannot help. `exit_status` is what a command line that ends with th
 
 from __future__ import annotations
 
-from typing import ClassVar
+# Not from typing: importing it would double the cost of a short verb. Type checkers know the name.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import ClassVar
 
 
 class MusterError(Exception):

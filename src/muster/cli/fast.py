@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
 
 from muster.errors import MusterError
 
@@ -32,19 +31,19 @@ _WORDS_MAX = {"send": 2, "recv": 0, "ask": 2, "ps": 0}
 _WORDS_MIN = {"send": 1, "recv": 0, "ask": 1, "ps": 0}
 
 
-@dataclass
 class Parsed:
-    """A command line that the short way understands."""
+    """A command line that the short way understands. No dataclass: their module costs more than the verb."""
 
-    verb: str
-    words: list[str] = field(default_factory=list)
-    values: dict[str, str] = field(default_factory=dict)
-    flags: set[str] = field(default_factory=set)
+    def __init__(self, verb: str, words: list[str], values: dict[str, str], flags: set[str]) -> None:
+        self.verb = verb
+        self.words = words
+        self.values = values
+        self.flags = flags
 
 
 def parse(words: list[str]) -> Parsed | None:
     """`words` (verb first), or None if click has to look at them."""
-    parsed = Parsed(words[0])
+    parsed = Parsed(words[0], [], {}, set())
     options = OPTIONS[parsed.verb]
     rest = iter(words[1:])
     for word in rest:

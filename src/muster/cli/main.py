@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from muster import __version__
+from muster._version import __version__
 from muster.cli.output import report_error
 from muster.errors import MusterError, UsageError
 

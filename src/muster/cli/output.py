@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
-from typing import Any, NoReturn, TextIO
 
-from muster.errors import MusterError
+# Not from typing: importing it would double the cost of a short verb. Type checkers know the name.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from typing import Any, NoReturn, TextIO
+
+    from muster.errors import MusterError
 
 _PAINT = {"red": "31", "green": "32", "yellow": "33", "dim": "2", "bold": "1"}
 
@@ -43,10 +47,11 @@ def columns(
     head: Sequence[str], rows: Iterable[Sequence[object]], *, colors: dict[str, str] | None = None
 ) -> list[str]:
     """Rows as aligned lines that fit the terminal; numbers to the right. `colors` paints cells that are exactly such a word."""
-    table = [["" if cell is None else safe(cell).replace("\n", " ") for cell in row] for row in rows]
-    raw = [[isinstance(cell, int | float) for cell in row] for row in rows] if isinstance(rows, Sequence) else None
+    cells = [list(row) for row in rows]
+    table = [["" if cell is None else safe(cell).replace("\n", " ") for cell in row] for row in cells]
     right = [
-        bool(raw) and all(line[at] or not table[n][at] for n, line in enumerate(raw or [])) for at in range(len(head))
+        bool(cells) and all(row[at] is None or isinstance(row[at], int | float) for row in cells)
+        for at in range(len(head))
     ]
     widths = [
         max(len(title), *(len(row[at]) for row in table)) if table else len(title) for at, title in enumerate(head)

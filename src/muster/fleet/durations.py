@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 
 from muster.errors import ConfigError
@@ -34,7 +33,7 @@ def _seconds(text: object) -> float | None:
     if isinstance(text, bool):
         return None
     if isinstance(text, int | float):
-        return float(text) if 0 <= text < math.inf else None
+        return float(text) if 0 <= text < float("inf") else None
     if not isinstance(text, str):
         return None
     compact = text.strip().replace(" ", "")

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +31,14 @@ STORE_BYTES_BASE = 8 << 20
 STORE_BYTES_PER_AGENT = 64 << 10
 
 
-@dataclass(frozen=True, slots=True)
 class Fleet:
     """One fleet's directory as found on disk. `spawner_pid` is None when no living process holds it."""
 
-    name: str
-    store: Path
-    spec: dict[str, Any]
-    spawner_pid: int | None
+    def __init__(self, name: str, store: Path, spec: dict[str, Any], spawner_pid: int | None) -> None:
+        self.name = name
+        self.store = store
+        self.spec = spec
+        self.spawner_pid = spawner_pid
 
     @property
     def store_id(self) -> str:

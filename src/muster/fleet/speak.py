@@ -7,36 +7,33 @@ a key. Everybody else takes the identity's lock for a moment and uses the fleet'
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
 
-from muster.core import limits
-from muster.core.names import OPERATOR, agent_id
 from muster.errors import ConfigError, ForbiddenError, IdentityBusyError
-from muster.fleet import places
 
+# Not from typing: importing it would double the cost of a short verb. Type checkers know the name.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Callable
     from pathlib import Path
+    from typing import Any, TypeVar
 
     from muster.agent.client import OwnerClient
     from muster.bus.bus import Bus
     from muster.bus.delivery import Delivery
 
-T = TypeVar("T")
+    T = TypeVar("T")
 
-#: Messages that one `recv` takes at most.
-RECEIVE_MAX = limits.WINDOW
+#: Messages that one `recv` takes at most: the recipient's window (`limits.WINDOW`).
+RECEIVE_MAX = 240
 
 
-@dataclass(frozen=True)
 class Speaker:
     """Who speaks. `socket` is the owner's address, or None: then `store` is opened as `agent`."""
 
-    agent: str | None
-    socket: str | None = None
-    store: Path | None = None
+    def __init__(self, agent: str | None, *, socket: str | None = None, store: Path | None = None) -> None:
+        self.agent = agent
+        self.socket = socket
+        self.store = store
 
 
 def speaker(as_name: str | None, fleet_flag: str | None = None, store_flag: str | None = None) -> Speaker:
@@ -54,6 +51,9 @@ def speaker(as_name: str | None, fleet_flag: str | None = None, store_flag: str 
         raise ForbiddenError(
             f"this command belongs to the agent {own!r} and cannot speak as {as_name!r}", agent=as_name
         )
+    from muster.core.names import OPERATOR, agent_id
+    from muster.fleet import places
+
     fleet = places.chosen(fleet_flag, store_flag)
     return Speaker(agent_id(as_name) if as_name else OPERATOR, store=fleet.store)
 
@@ -140,6 +140,7 @@ def _on_bus(who: Speaker, through: Callable[[Bus], Awaitable[T]], *, consume: bo
 
     from muster.bus.bus import Bus
     from muster.bus.store import add_agent, has_agent, open_store
+    from muster.core import limits
     from muster.security.keys import Keyring, load_master
 
     assert who.store is not None

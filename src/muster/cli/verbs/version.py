@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from muster import __version__
+from muster._version import __version__
 from muster.cli.main import common
 from muster.cli.output import print_json
 
