@@ -13,7 +13,7 @@ from muster.core.ids import show_id
 from muster.errors import BodyEncodingError, BodyTooLargeError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 T = TypeVar("T")
 
@@ -141,16 +141,22 @@ def check_body_bytes(body_bytes: int) -> None:
         )
 
 
-def decode_body(raw: bytes, content: int, as_type: Any = Any) -> Any:
-    """The value in `raw`. Raises BodyEncodingError; nothing else of the message is affected."""
-    if content == CONTENT_BYTES and as_type in (Any, bytes):
-        return raw
-    decoder = _decoders.get((content, as_type))
+def decoder_for(content: int, as_type: Any) -> Callable[[bytes], Any]:
+    """The decoder of a content type into `as_type`, built once."""
+    decoder: Callable[[bytes], Any] | None = _decoders.get((content, as_type))
     if decoder is None:
         import msgspec
 
         module = msgspec.json if content == CONTENT_JSON else msgspec.msgpack
         decoder = _decoders[content, as_type] = module.Decoder(as_type).decode
+    return decoder
+
+
+def decode_body(raw: bytes, content: int, as_type: Any = Any) -> Any:
+    """The value in `raw`. Raises BodyEncodingError; nothing else of the message is affected."""
+    if content == CONTENT_BYTES and as_type in (Any, bytes):
+        return raw
+    decoder = _decoders.get((content, as_type)) or decoder_for(content, as_type)
     try:
         return decoder(raw)
     except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
