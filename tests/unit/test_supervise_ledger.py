@@ -66,6 +66,18 @@ def test_a_new_coordinator_acknowledges_once(ledger: Ledger) -> None:
     assert ledger.exits == {}
 
 
+def test_a_worker_whose_tree_is_not_proven_gone_is_still_listed_as_alive(ledger: Ledger) -> None:
+    ledger.started("a", 1, 100, 7)
+    ledger.died(100, None, 9, now=0.0)
+    ledger.settle([555], now=0.1)
+    assert [(entry.worker, entry.incarnation) for entry in ledger.listing(1).alive] == [("a", 1)]
+    ledger.settle([555], now=SURVIVORS_AFTER_S)
+    ledger.acknowledged("a", 1)  # that some survive is known, that they are gone is not
+    assert [(entry.worker, entry.incarnation) for entry in ledger.listing(1).alive] == [("a", 1)]
+    ledger.settle([], now=SURVIVORS_AFTER_S + 1)
+    assert ledger.listing(1).alive == []
+
+
 def test_known_survivors_do_not_delay_the_proof_of_a_later_death(ledger: Ledger) -> None:
     ledger.started("a", 1, 100, 7)
     ledger.started("b", 1, 200, 7)

@@ -120,6 +120,16 @@ class Ledger:
     def listing(self, coordinator_restarts: int) -> WorkerList:
         """Everything alive, and every exit that was not acknowledged. The asker knows no earlier sayings."""
         self._said_again.clear()
+        # A dead worker whose tree is not proven gone still counts as alive: else its tasks would be given to somebody else.
+        unproven = [
+            WorkerStarted(
+                worker=grave.exit.worker, incarnation=grave.exit.incarnation, pid=grave.exit.pid, start_time=0
+            )
+            for grave in self._graves
+            if (grave.exit.worker, grave.exit.incarnation) not in self.exits
+        ]
         return WorkerList(
-            alive=list(self.alive.values()), exited=list(self.exits.values()), coordinator_restarts=coordinator_restarts
+            alive=[*self.alive.values(), *unproven],
+            exited=list(self.exits.values()),
+            coordinator_restarts=coordinator_restarts,
         )
