@@ -228,6 +228,10 @@ class MemoryTransport:
         lanes = (lane for lane in self._hub.lanes.values() if lane.recipient == self.agent and self._is_heard(lane))
         return any(lane.redeliver or lane.taken + 1 < lane.next_seq for lane in lanes)
 
+    @property
+    def holds_back(self) -> bool:
+        return False
+
     def close(self) -> None:
         if self._hub.agents.get(self.agent) is self:
             self._hub.agents[self.agent] = None

@@ -307,6 +307,11 @@ class Inbox:
         """Whether `take` may find something without another ring of the bell."""
         return bool(self._ready or self._ready_control)
 
+    @property
+    def holds_back(self) -> bool:
+        """Whether more may be stored than `take` gives now: it waits until a suspect, or a full window, is finalised."""
+        return self._suspect is not None or any(lane.blocked for lane in self._in.values())
+
     def close(self) -> None:
         """What is in hand stays untouched and is delivered again to whoever comes next."""
         for lane in self._in.values():

@@ -131,6 +131,10 @@ class LanesTransport:
     def is_ready(self) -> bool:
         return self._inbox is not None and self._inbox.is_ready
 
+    @property
+    def holds_back(self) -> bool:
+        return self._inbox is not None and self._inbox.holds_back
+
     def roster(self) -> list[str]:
         return layout.roster(self.store)
 
