@@ -226,9 +226,8 @@ async def test_what_a_command_leaves_behind_is_gone_before_its_result(tmp_path: 
 
 async def test_with_several_slots_only_the_ended_attempts_processes_are_killed(tmp_path: Path) -> None:
     marks = [tmp_path / "a", tmp_path / "b"]
-    script = (
-        'sleep 600 & echo $! > "$1.tmp"; mv "$1.tmp" "$1"; test "$1" = "%s" || while :; do sleep 0.05; done' % marks[0]
-    )
+    wait = f'test "$1" = "{marks[0]}" || while :; do sleep 0.05; done'
+    script = 'sleep 600 & echo $! > "$1.tmp"; mv "$1.tmp" "$1"; ' + wait
     async with one_agent(tmp_path, command=shell(script), slots=2) as world:
         world.assign("w", 2, str(marks[1]))
         eventually(marks[1].exists, 20)

@@ -42,7 +42,7 @@ class World:
         self.pids: dict[str, int] = {}
         self.statuses: dict[str, int] = {}
         self.seen: deque[tuple[str, Any]] = deque()
-        self._lifelines: dict[str, int] = {}
+        self._lifelines: dict[str, list[int]] = {}
         self._buses: list[Bus] = []
 
     async def open(self, agent: str) -> Bus:
@@ -61,8 +61,8 @@ class World:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pids[name], signal.SIGKILL)
             self.reap(name)
-        for lifeline in self._lifelines.values():
-            os.close(lifeline)
+        for name in list(self._lifelines):
+            self.cut_lifeline(name)
         for bus in self._buses:
             await bus.close()
         assert tree.kill_orphans((), 2.0) == []
@@ -85,13 +85,12 @@ class World:
         pid = self.pids[name] = fork_child(birth)
         os.close(memory)
         os.close(lifeline)
-        if name in self._lifelines:
-            os.close(self._lifelines[name])
-        self._lifelines[name] = end
+        self._lifelines.setdefault(name, []).append(end)
         return pid
 
     def cut_lifeline(self, name: str) -> None:
-        os.close(self._lifelines.pop(name))
+        for lifeline in self._lifelines.pop(name):
+            os.close(lifeline)
 
     def reap(self, name: str) -> int:
         """Wait for the worker's end; its exit status (negative: the signal)."""

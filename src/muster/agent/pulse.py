@@ -51,7 +51,6 @@ class Pulse:
         self._metrics_due_s = loop.time() + fleet.metrics_interval_s
         self._counted: dict[str, tuple[int, ...]] = {runner.setting.agent: (0,) * len(_COUNTED) for runner in runners}
         self._verdicts: dict[str, str] = {runner.setting.agent: "healthy" for runner in runners}
-        self._fds_max = fds_max()
         self._pss_bytes = 0
         #: A verdict gets worse only when two beats in a row say so: one late beat is no news on a busy machine.
         self._worse: dict[str, str] = {}
@@ -89,7 +88,7 @@ class Pulse:
                 self._pss_bytes = pss_bytes()
             self._send_metrics(lag_s, fds)
         for runner in self._runners:
-            vitals = Vitals(lag_s, fds, self._fds_max, len(runner.outbox), self._pss_bytes)
+            vitals = Vitals(lag_s, fds, fds_max(), len(runner.outbox), self._pss_bytes)
             self._publish(runner, vitals)
             self._judge(runner, vitals)
         if is_busy:

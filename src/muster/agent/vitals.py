@@ -5,6 +5,7 @@ A worker measures itself, because a process that is not dumpable cannot be measu
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 from dataclasses import dataclass
@@ -68,8 +69,9 @@ def open_fds() -> int:
     """Descriptors this process has open; 0 where the system does not tell."""
     try:
         return len(os.listdir("/proc/self/fd")) - 1  # the listing's own
-    except OSError:
-        return 0
+    except OSError as error:
+        # Not even one left to look: that is an answer, too.
+        return fds_max() if error.errno == errno.EMFILE else 0
 
 
 def fds_max() -> int:
