@@ -114,7 +114,12 @@ def verdicts(outcome: Outcome) -> Iterable[Verdict]:
     """The lines that this outcome adds to the table."""
     for goal in outcome.case.goals:
         lost = [outcome.missing, outcome.wrong]
-        words = [word for name in (goal.ours, goal.peer or goal.ours) for word, what in zip(("missing", "wrong"), lost, strict=True) if name in what]
+        words = [
+            word
+            for name in (goal.ours, goal.peer or goal.ours)
+            for word, what in zip(("missing", "wrong"), lost, strict=True)
+            if name in what
+        ]
         mine = [figures[goal.figure] for figures in outcome.rounds.get(goal.ours, []) if goal.figure in figures]
         theirs = [figures[goal.figure] for figures in outcome.rounds.get(goal.peer or "", []) if goal.figure in figures]
         ours = statistics.median(mine) if mine else None

@@ -126,7 +126,9 @@ REDIS = RedisServer()
 def fetch_programs() -> None:
     """Let scripts/bench_setup.sh unpack what is missing; what it cannot get is named in the table."""
     with contextlib.suppress(subprocess.TimeoutExpired, OSError):
-        subprocess.run(["sh", str(ROOT / "scripts" / "bench_setup.sh")], stdin=subprocess.DEVNULL, check=False, timeout=180)
+        subprocess.run(
+            ["sh", str(ROOT / "scripts" / "bench_setup.sh")], stdin=subprocess.DEVNULL, check=False, timeout=180
+        )
 
 
 def muster_program() -> str:
@@ -154,7 +156,9 @@ def versions() -> dict[str, str]:
 def _first_words(name: str, arguments: list[str]) -> str:
     try:
         command = [program(name), *arguments]
-        shown = subprocess.run(command, env=program_environment(), capture_output=True, text=True, check=False, timeout=10)
+        shown = subprocess.run(
+            command, env=program_environment(), capture_output=True, text=True, check=False, timeout=10
+        )
     except (MissingContenderError, OSError, subprocess.TimeoutExpired):
         return "missing"
     words = (shown.stdout.splitlines() or [""])[0].replace("v=", "").split()

@@ -98,12 +98,14 @@ class Killer(threading.Thread):
             self.over.wait(_LOOK_AGAIN_S)
 
     def _busy_agent(self) -> tuple[str, StatusPage] | None:
-        """The agent with the heaviest task in hand, seen at it twice; never one that was killed before."""
-        spared = {kill.agent for kill in self.kills}
+        """The agent with the heaviest task in hand, seen at it twice; never one that was hit before, nor a task that was."""
+        spared, spared_tasks = {kill.agent for kill in self.kills}, {kill.task for kill in self.kills}
         busy = []
         for agent in self._agents:
             page = read_status(self._store, agent) if agent not in spared else None
-            if page is not None and page.task and page.running and self._weights.get(page.task, 0) >= self._heavy:
+            if page is None or not page.running or page.task in spared_tasks:
+                continue
+            if self._weights.get(page.task, 0) >= self._heavy:
                 busy.append((self._weights[page.task], agent, page))
         for _weight, agent, page in sorted(busy, key=lambda one: -one[0])[:3]:
             time.sleep(PAGE_LAG_S)
