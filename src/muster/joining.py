@@ -48,7 +48,7 @@ class Joining:
         from muster.fleet import places
 
         name = fleet_name(self._fleet or places.chosen_name(None) or DEFAULT_FLEET)
-        root = places.state_root()
+        root = places.make_private(places.state_root())
         if not (root / name).exists():
             probe.check(root)
         return create_store(root / name)

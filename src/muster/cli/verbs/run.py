@@ -23,7 +23,7 @@ HELP = """Run CMD once for each input, many at a time.
 \b
   muster run -j 8 gzip -k {} ::: *.log
   find . -name '*.py' -print0 | muster run -0 wc -l
-  muster run -j 50 --results out.jsonl claude -p {} -a prompts.txt
+  muster run -j 50 -a prompts.txt --results out.jsonl claude -p {}
   muster run --handler package.module:function ::: a b c
 
 Options stand before CMD; what follows CMD belongs to it. In CMD, {} (or {input}) is the input, {.} the input without its extension,
