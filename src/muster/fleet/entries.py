@@ -28,12 +28,12 @@ def _preload() -> None:
     # Imported once and frozen, shared by every worker: this is why hundreds of them start in a second at 2 MB each.
     import hmac
 
-    from muster.core import message, protocol
-
     # What a worker would import after the fork costs each of them its own copy (the lanes alone 3 MB).
     import muster.agent.worker
     import muster.bus.transports.lanes.transport
     import muster.coordinator.main  # noqa: F401 - a restarted coordinator starts as fast as a worker
+    from muster.core import message, protocol
+
     # The same holds for what is built on first use: OpenSSL's tables (0.5 MB) and the decoders of every message.
     hmac.digest(b"key", b"message", "sha256")
     message.encode_body({})

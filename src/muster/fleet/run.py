@@ -147,6 +147,13 @@ def _claim_name(root: Path, wanted: str | None) -> tuple[str, Path]:
         return name, store
 
 
+def note_signals(noted: list[int]) -> None:
+    """From now on SIGINT, SIGTERM and SIGHUP are only added to `noted`; those that are ignored (as under nohup) stay ignored."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda number, _frame: noted.append(number))
+
+
 def start(prepared: Prepared) -> SpawnerClient:
     """Fork the fleet's spawner. Call it while this process has one thread and no event loop.
 
@@ -156,9 +163,7 @@ def start(prepared: Prepared) -> SpawnerClient:
     Raises:
         SpawnFailedError: It did not become ready; the store was removed.
     """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
-            signal.signal(number, lambda number, _frame: prepared.signals.append(number))
+    note_signals(prepared.signals)
     try:
         return start_spawner(prepared.store, entries(), foreground=True)
     except BaseException:

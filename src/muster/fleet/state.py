@@ -101,6 +101,12 @@ def _lives(pid: int, start_time: int) -> bool:
     return pid > 0 and not is_gone(pid, start_time)
 
 
+def _is_held(fleet: places.Fleet, name: str) -> bool:
+    from muster.bus.transports.lanes.locks import holder
+
+    return holder(str(fleet.store / "agents" / name / "inbox.lock")) is not None
+
+
 def _contradictions(told: FleetStatus, pids: dict[str, int | None]) -> list[str]:
     """Where the coordinator's picture and the spawner's list of living workers differ."""
     problems = []
@@ -126,7 +132,7 @@ def roster_of(fleet: places.Fleet) -> list[dict[str, Any]]:
         page = read_status(fleet.store, name)
         lives = page is not None and _lives(page.pid, page.start_time)
         depth = sum(view.depth for view in inspect.lanes_to(fleet.store, name))
-        rows.append(
-            {"agent": name, "state": page.state if page is not None and lives else "absent", "inbox_depth": depth}
-        )
+        # A program of its own has no status page; the lock of its inbox says that it is there.
+        state = page.state if page is not None and lives else "joined" if _is_held(fleet, name) else "absent"
+        rows.append({"agent": name, "state": state, "inbox_depth": depth})
     return rows

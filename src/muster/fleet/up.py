@@ -9,7 +9,7 @@ import select
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ from muster.errors import (
 from muster.fleet import config, leftovers, logs, places
 from muster.fleet.entries import entries
 from muster.fleet.handlers import check_handler
+from muster.fleet.run import note_signals
 from muster.supervise.client import SpawnerClient
 from muster.supervise.spawner import start_spawner
 
@@ -49,6 +50,8 @@ class Started:
     store: Path
     spawner: SpawnerClient
     started_at: float
+    #: Signals that came before `watch` could act on them (only in front).
+    signals: list[int] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -81,7 +84,10 @@ def start(file: Path, flags: dict[str, Any], *, store_root: str | None, detach: 
     write_spec(store, spec)
     for agent in (COORDINATOR, OPERATOR, *specs.roster(spec)):
         add_agent(store, agent)
-    return Started(spec, store, start_spawner(store, entries(), foreground=not detach), started_at)
+    noted: list[int] = []
+    if not detach:  # behind, Ctrl-C ends the waiting, not the fleet
+        note_signals(noted)
+    return Started(spec, store, start_spawner(store, entries(), foreground=not detach), started_at, noted)
 
 
 def _check_kind(kind: AgentSpec) -> None:
@@ -126,9 +132,9 @@ def wait_ready(fleet: Started, ready_s: float = READY_S) -> list[str]:
     Raises:
         SpawnFailedError: The fleet ended while it was starting.
     """
-    missing = specs.roster(fleet.spec)
+    missing = hosted(fleet.spec)
     deadline = time.monotonic() + ready_s
-    while missing and time.monotonic() < deadline:
+    while missing and not fleet.signals and time.monotonic() < deadline:
         missing = [agent for agent in missing if not _is_ready(fleet.store, agent)]
         if missing and select.select([fleet.spawner.fileno()], [], [], LOOK_S)[0]:
             raise SpawnFailedError(
@@ -136,6 +142,11 @@ def wait_ready(fleet: Started, ready_s: float = READY_S) -> list[str]:
                 fleet=fleet.name,
             )
     return missing
+
+
+def hosted(spec: FleetSpec) -> list[str]:
+    """The agents that muster runs. A kind without command and handler is an inbox for a program of its own, which joins when it likes."""
+    return [agent for kind in spec.agents if kind.command or kind.handler for agent in kind.agent_ids()]
 
 
 def _is_ready(store: Path, agent: str) -> bool:
@@ -173,6 +184,8 @@ def watch(fleet: Started, say: Callable[[dict[str, Any]], None]) -> int:
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.signal(number, on_signal) for number in numbers}
     try:
+        for early in fleet.signals:
+            on_signal(early, None)
         ended = False
 
         def is_over() -> bool:

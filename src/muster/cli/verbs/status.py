@@ -66,6 +66,8 @@ def _lines(found: dict[str, Any], everybody: bool) -> list[str]:
             + ", ".join(f"{count:,} {what}" for what, count in tasks.items() if count or what in ("done", "queued"))
         )
     for name, values in (found.get("latency_ms") or {}).items():
+        if not values:
+            continue
         lines.append(
             f"{name.replace('_', ' ')}: " + ", ".join(f"{key} {value:.1f} ms" for key, value in values.items())
         )

@@ -43,7 +43,7 @@ def command(file: Path | None, as_json: bool, store: str | None, detach: bool, r
         chosen /= "fleet.toml"
     fleet = up.start(chosen, flags, store_root=store, detach=detach)
     missing = up.wait_ready(fleet, parse_duration(ready, "--wait"))
-    count = sum(len(kind.agent_ids()) for kind in fleet.spec.agents)
+    count = len(up.hosted(fleet.spec))
     took_s = time.monotonic() - fleet.started_at
     facts = {
         "fleet": fleet.name,
