@@ -126,7 +126,7 @@ def test_a_replayed_frame_is_not_delivered_again_in_its_own_nor_in_another_lane(
     raw[frame_at + size : frame_at + 2 * size] = raw[frame_at : frame_at + size]  # the same bytes again as "number 2"
     alice.transport.close()
     path.write_bytes(raw)
-    bob.transport.scan()  # type: ignore[attr-defined]
+    bob.transport.scan()
     assert bob.receive_nowait() is None
     # The same frame put into another sender's lane: another key, another lane id.
     mallory = join("mallory")
@@ -135,7 +135,7 @@ def test_a_replayed_frame_is_not_delivered_again_in_its_own_nor_in_another_lane(
     copy = bytearray(theirs.read_bytes())
     copy[frame_at : frame_at + size] = raw[frame_at : frame_at + size]
     theirs.write_bytes(copy)
-    bob.transport.scan()  # type: ignore[attr-defined]
+    bob.transport.scan()
     assert bob.receive_nowait() is None
 
 
@@ -156,7 +156,7 @@ def test_a_truncated_segment_ends_in_an_error_count_not_in_a_crash(store: Path, 
     alice.post("bob", b"x" * 3000)
     alice.transport.close()
     os.truncate(only_segment(store, "alice", "bob"), 1000)
-    bob.transport.scan()  # type: ignore[attr-defined]
+    bob.transport.scan()
     assert bob.receive_nowait() is None
     carol = join("mallory")
     carol.post("bob", "others are undisturbed")

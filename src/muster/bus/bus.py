@@ -79,8 +79,6 @@ class Bus:
     def stats(self) -> BusStats:
         return self.transport.stats
 
-    # ------------------------------------------------------------------ sending
-
     def post(self, to: str, body: object = None, **envelope: Any) -> Receipt:
         """Store one message for `to` and return at once; see `send` for the envelope, promises and errors. The hot path."""
         if self.closed:
@@ -311,8 +309,6 @@ class Bus:
         self.transport.kill(inbound, reason)
         self._receivers.wake()
 
-    # ------------------------------------------------------------------ waking
-
     def _hear(self) -> bool:
         """Drain the bell; wake those who wait for acks."""
         if self.transport.on_bell():
@@ -400,6 +396,3 @@ class Bus:
 
     async def __aexit__(self, *_error: object) -> None:
         await self.close()
-
-
-__all__ = ["Bus", "Delivery", "Message", "Receipt"]
