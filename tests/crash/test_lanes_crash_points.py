@@ -160,7 +160,8 @@ def test_a_death_between_the_frame_and_its_commit_word_leaves_the_frame_invisibl
     if pid == 0:
         bus = Bus(transport(store, "alice"))
         bus.post("bob", [0, BODY])
-        segment.barrier = lambda: os.kill(
+        # The barrier stands right before the commit store.
+        setattr(segment, "barrier", lambda: os.kill(os.getpid(), signal.SIGKILL))  # noqa: B010
             os.getpid(), signal.SIGKILL
         )  # the barrier stands right before the commit store
         bus.post("bob", [1, BODY])
