@@ -162,8 +162,6 @@ def test_a_death_between_the_frame_and_its_commit_word_leaves_the_frame_invisibl
         bus.post("bob", [0, BODY])
         # The barrier stands right before the commit store.
         setattr(segment, "barrier", lambda: os.kill(os.getpid(), signal.SIGKILL))  # noqa: B010
-            os.getpid(), signal.SIGKILL
-        )  # the barrier stands right before the commit store
         bus.post("bob", [1, BODY])
         os._exit(0)
     os.waitpid(pid, 0)
