@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +185,10 @@ class Muster:
         # The reading thread holds the descriptor open until it is closed under it: only then the kernel hangs up.
         os.close(terminal)
 
+    def wait_for(self, words: str) -> None:
+        """Wait until it has said `words` on standard error."""
+        eventually(lambda: words in self.errors, PATIENCE_S, f"{words!r} is said")
+
     def end(self, timeout_s: float = PATIENCE_S) -> int:
         """Wait for its end; the exit status (negative: the signal)."""
         try:
@@ -281,6 +285,11 @@ def count_of(results: Path) -> int:
         return 0
 
 
+def wait_for_lines(results: Path, count: int) -> None:
+    """Wait until a results file has at least `count` lines."""
+    eventually(lambda: count_of(results) >= count, PATIENCE_S, f"{count} results")
+
+
 def assert_recorded_once(results: Path, inputs: list[str]) -> list[dict[str, Any]]:
     """Each input has exactly one line, and that line says done."""
     lines = lines_of(results)
@@ -288,8 +297,3 @@ def assert_recorded_once(results: Path, inputs: list[str]) -> list[dict[str, Any
     assert {line["task"]: line["input"] for line in lines} == dict(enumerate(inputs, 1))
     assert {line["outcome"] for line in lines} <= {"done"}
     return lines
-
-
-def when(condition: Callable[[], bool], what: str) -> None:
-    """Wait for a condition with the patience of these tests."""
-    eventually(condition, PATIENCE_S, what)

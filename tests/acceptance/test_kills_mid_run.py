@@ -12,7 +12,7 @@ import pytest
 
 from muster.testing import eventually
 
-from .place import PATIENCE_S, Muster, Place, assert_recorded_once, count_of
+from .place import PATIENCE_S, Muster, Place, assert_recorded_once, count_of, wait_for_lines
 
 WORKER_KILLS = 14
 COORDINATOR_KILLS = 4
@@ -76,7 +76,7 @@ def kill_at_random(run: Muster, results: Path, total: int) -> tuple[int, int]:
     killed: set[int] = set()
     for at, kind in enumerate(plan):
         threshold = (at + 1) * total * 4 // 5 // len(plan)
-        eventually(lambda threshold=threshold: count_of(results) >= threshold, PATIENCE_S, f"{threshold} results")
+        wait_for_lines(results, threshold)
 
         def victim(kind: str = kind) -> int | None:
             alive = [run.coordinator()] if kind == "coordinator" else list(run.workers().values())

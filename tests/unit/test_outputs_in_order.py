@@ -33,6 +33,11 @@ async def buses(tmp_path: Path) -> AsyncIterator[tuple[Bus, Bus]]:
         yield coordinator, operator
 
 
+def flow_of(bus: Bus) -> OutputFlow:
+    assert bus.store is not None
+    return OutputFlow(bus, bus.store, keep_order=True)
+
+
 def shown(operator: Bus) -> list[int]:
     """Numbers of the outputs that have arrived since the last look."""
     numbers = []
@@ -43,7 +48,7 @@ def shown(operator: Bus) -> list[int]:
 
 
 async def test_outputs_wait_for_those_that_come_again_after_a_restart(buses: tuple[Bus, Bus]) -> None:
-    flow = OutputFlow(buses[0], buses[0].store, keep_order=True)
+    flow = flow_of(buses[0])
     flow.expect(3)
     flow.expect_again([1, 2])
     flow.end(3, output(3), None)
@@ -55,7 +60,7 @@ async def test_outputs_wait_for_those_that_come_again_after_a_restart(buses: tup
 
 
 async def test_outputs_wait_no_longer_when_nothing_can_come_again(buses: tuple[Bus, Bus]) -> None:
-    flow = OutputFlow(buses[0], buses[0].store, keep_order=True)
+    flow = flow_of(buses[0])
     flow.expect(3)
     flow.expect_again([1, 2])
     flow.end(3, output(3), None)
@@ -66,11 +71,11 @@ async def test_outputs_wait_no_longer_when_nothing_can_come_again(buses: tuple[B
 
 
 async def test_outputs_kept_in_files_by_the_dead_keep_their_turn(buses: tuple[Bus, Bus]) -> None:
-    before = OutputFlow(buses[0], buses[0].store, keep_order=True)
+    before = flow_of(buses[0])
     before.expect(1)
     before.expect(2)
     before.end(2, output(2), None)
-    after = OutputFlow(buses[0], buses[0].store, keep_order=True)
+    after = flow_of(buses[0])
     after.expect_again([1, 2])
     after.end(1, output(1), None)
     assert shown(buses[1]) == [1]
