@@ -63,6 +63,8 @@ class Outcome:
     exit_status: int
     ended: RunEnded | None = None
     error: MusterError | None = None
+    #: The error was told on standard error when it happened.
+    error_was_said: bool = False
     failures: list[str] = field(default_factory=list)
 
 
@@ -327,12 +329,13 @@ class RunClient:
             if ended.error is not None and error is None:
                 error = MusterError(ended.error)
         if self._pipe_broken:
-            return Outcome(BROKEN_PIPE_STATUS, ended, None, [])
+            return Outcome(BROKEN_PIPE_STATUS, ended)
         if self._signals:
             status = 128 + self._signals[0]
         elif self._input_error is not None:
             status = self._input_error.exit_status
-        return Outcome(int(status or 0), ended, error, self._failures)
+        said = error is not None and error is self._input_error
+        return Outcome(int(status or 0), ended, error, said, self._failures)
 
 
 def _parts(numbered: list[tuple[int, str]]) -> Iterator[list[TaskInput]]:

@@ -7,6 +7,7 @@ list costs no memory. Lines end in a newline (or NUL with `--null`); the last on
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -48,12 +49,13 @@ class Inputs:
         """Open every file once, so that a missing one is reported before anything starts.
 
         Raises:
-            InputFileError: A file cannot be opened.
+            InputFileError: A file cannot be opened, or is a directory.
         """
         for file in self.files:
             if file != "-":
-                with _opened(file):
-                    pass
+                with _opened(file) as fd:
+                    if stat.S_ISDIR(os.fstat(fd).st_mode):
+                        raise InputFileError(f"cannot read inputs from {file!r:.200}: it is a directory", path=file)
 
 
 def split_words(words: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...] | None]:

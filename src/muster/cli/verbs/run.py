@@ -182,7 +182,7 @@ def _say_end(outcome: Any, options: RunOptions, started_at: float) -> None:
     from muster.cli.output import report_error
     from muster.fleet import run
 
-    if outcome.error is not None:
+    if outcome.error is not None and (options.as_json or not outcome.error_was_said):
         report_error(outcome.error, as_json=options.as_json)
     if options.quiet or options.as_json:
         return
