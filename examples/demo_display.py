@@ -46,7 +46,6 @@ class DemoDisplay(Display):
             self._live.start()
 
     def update(self, progress: Progress) -> None:
-        self._killer.progress = progress
         if self._live is None:
             super().update(progress)
         elif time.monotonic() - self._shown_at >= _INTERVAL_S:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import signal
 import threading
@@ -11,17 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from muster.agent.status import StatusPage, read_status
-from muster.core.protocol import Progress
-from muster.errors import MusterError
-from muster.supervise.client import SpawnerClient
-from muster.supervise.tree import start_time_of
+from muster.bus.transports.lanes.inspect import view_lane
+from muster.core.names import COORDINATOR
+from muster.supervise.tree import children_of, start_time_of
 
-#: A status page lags behind its agent by at most 50 ms: what it says twice, this far apart, was true in between.
-PAGE_LAG_S = 0.06
-#: A kill that hit an agent between two tasks does not count, and another one is tried; this often at most.
+#: Kills that turn out to have come too late do not count, and another one is tried; this often at most.
 KILLS_MAX = 12
 _LOOK_AGAIN_S = 0.02
-_CONFIRM_S = 10.0
+#: Time for the coordinator to take in what a stopped worker had already said.
+_SETTLE_S = 1.0
 
 
 @dataclass
@@ -33,101 +33,101 @@ class Kill:
     incarnation: int
     task: int
     attempt: int
-    #: The coordinator has given the task to somebody else.
-    reassigned: bool = False
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Where kills happen: a running fleet, and the results file that it writes."""
+
+    store: Path
+    spawner_pid: int
+    agents: list[str]
+    results: Path
+    #: Task number -> how much work it is.
+    weights: Mapping[int, int]
 
 
 class Killer(threading.Thread):
-    """Kills one busy worker each time another share of the tasks is done. Start it once the fleet has been forked."""
+    """Kills one busy worker each time another share of the tasks is done. Start it once the fleet has been forked.
 
-    def __init__(self, store: Path, agents: list[str], weights: Mapping[int, int], shares: tuple[float, ...]) -> None:
-        """`weights`: how much work each task number is. The heavier a task, the surer is its agent still at it when the kill comes."""
+    A victim is stopped first. What it had said before that is then taken in by the coordinator; if its task is not recorded after
+    that, the worker still holds it, and dies holding it. Otherwise it goes on, and another one is chosen.
+    """
+
+    def __init__(self, scene: Scene, shares: tuple[float, ...]) -> None:
         super().__init__(name="killer", daemon=True)
         self.kills: list[Kill] = []
-        #: The newest figures of the run, put here by whoever gets them.
-        self.progress: Progress | None = None
         self.over = threading.Event()
-        self._store, self._agents, self._weights, self._shares = store, agents, weights, shares
-        #: Tasks lighter than this are over too soon.
-        self._heavy = sorted(weights.values())[len(weights) // 2] if weights else 0
-
-    @property
-    def hits(self) -> list[Kill]:
-        """The kills that took a task from its agent."""
-        return [kill for kill in self.kills if kill.reassigned]
+        self._scene, self._shares = scene, shares
+        self._read_to = 0
+        self._recorded: dict[int, int] = {}
 
     def run(self) -> None:
-        for share in self._shares:
-            while self._share_done() < share and not self.over.is_set():
-                self.over.wait(_LOOK_AGAIN_S)
-            hits = len(self.hits)
-            while len(self.hits) == hits and len(self.kills) < KILLS_MAX and not self.over.is_set():
+        while not self.over.wait(_LOOK_AGAIN_S) and len(self.kills) < KILLS_MAX:
+            self._read_results()
+            wanted = sum(len(self._recorded) >= share * len(self._scene.weights) for share in self._shares)
+            # A kill counts unless the very attempt was recorded after all.
+            if sum(self._recorded.get(kill.task) != kill.attempt for kill in self.kills) < wanted:
                 self._kill_one()
 
-    def _share_done(self) -> float:
-        seen = self.progress
-        return (seen.done + seen.failed) / seen.total if seen is not None and seen.total else 0.0
+    def _read_results(self) -> None:
+        """Note the tasks recorded since the last look, with the attempt that counted."""
+        try:
+            with self._scene.results.open("rb") as stream:
+                stream.seek(self._read_to)
+                *lines, rest = stream.read().split(b"\n")
+                self._read_to = stream.tell() - len(rest)
+        except FileNotFoundError:
+            return
+        for line in map(json.loads, lines):
+            self._recorded[line["task"]] = line["attempt"]
 
     def _kill_one(self) -> None:
         victim = self._busy_agent()
         if victim is None:
-            self.over.wait(_LOOK_AGAIN_S)
             return
         agent, page = victim
-        before = self.progress.reassigned if self.progress is not None else 0
-        if not self._is_of_this_fleet(page):
+        try:
+            # Through the process descriptor: however late, a signal cannot reach another process that got the same number.
+            fd = os.pidfd_open(page.pid)
+        except ProcessLookupError:
             return
         try:
-            # Through the process descriptor: however late, the signal cannot reach another process that got the same number.
-            fd = os.pidfd_open(page.pid)
-            try:
-                if start_time_of(page.pid) != page.start_time or not _still_at_it(self._store, agent, page):
-                    return
-                signal.pidfd_send_signal(fd, signal.SIGKILL)
-            finally:
-                os.close(fd)
-        except OSError:  # gone by itself
+            is_ours = start_time_of(page.pid) == page.start_time and page.pid in children_of(self._scene.spawner_pid)
+            if is_ours:
+                self._stop_and_kill(fd, agent, page)
+        except ProcessLookupError:  # gone by itself
             return
-        kill = Kill(agent, page.pid, page.incarnation, page.task, page.attempt)
-        self.kills.append(kill)
-        deadline = time.monotonic() + _CONFIRM_S
-        while time.monotonic() < deadline and not self.over.is_set():
-            if self.progress is not None and self.progress.reassigned > before:
-                kill.reassigned = True
-                return
-            self.over.wait(_LOOK_AGAIN_S)
+        finally:
+            os.close(fd)
+
+    def _stop_and_kill(self, fd: int, agent: str, page: StatusPage) -> None:
+        signal.pidfd_send_signal(fd, signal.SIGSTOP)
+        try:
+            if self._holds_its_task(agent, page):
+                signal.pidfd_send_signal(fd, signal.SIGKILL)
+                self.kills.append(Kill(agent, page.pid, page.incarnation, page.task, page.attempt))
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(fd, signal.SIGCONT)
 
     def _busy_agent(self) -> tuple[str, StatusPage] | None:
-        """The agent with the heaviest task in hand, seen at it twice; never one that was hit before, nor a task that was."""
-        spared, spared_tasks = {kill.agent for kill in self.kills}, {kill.task for kill in self.kills}
-        busy = []
-        for agent in self._agents:
-            page = read_status(self._store, agent) if agent not in spared else None
-            if page is None or not page.running or page.task in spared_tasks:
-                continue
-            if self._weights.get(page.task, 0) >= self._heavy:
-                busy.append((self._weights[page.task], agent, page))
-        for _weight, agent, page in sorted(busy, key=lambda one: -one[0])[:3]:
-            time.sleep(PAGE_LAG_S)
-            if _still_at_it(self._store, agent, page):
-                return agent, page
-        return None
+        """The agent with the heaviest task in hand; never one that was hit before, nor a task that was."""
+        over = self._recorded.keys() | {kill.task for kill in self.kills}
+        spared = {kill.agent for kill in self.kills}
+        busy: list[tuple[int, str, StatusPage]] = []
+        for agent in self._scene.agents:
+            page = read_status(self._scene.store, agent) if agent not in spared else None
+            if page is not None and page.running and page.task and page.task not in over:
+                busy.append((self._scene.weights.get(page.task, 0), agent, page))
+        _weight, agent, page = max(busy, key=lambda one: one[0], default=(0, "", None))
+        return (agent, page) if page is not None else None
 
-    def _is_of_this_fleet(self, page: StatusPage) -> bool:
-        """Whether the fleet's spawner says that it forked this very process."""
-        try:
-            with SpawnerClient.connect(self._store) as spawner:
-                workers = spawner.ping()["workers"]
-        except (MusterError, OSError, TimeoutError):
-            return False
-        return any(worker["pid"] == page.pid and worker["start_time"] == page.start_time for worker in workers)
-
-
-def _still_at_it(store: Path, agent: str, page: StatusPage) -> bool:
-    now = read_status(store, agent)
-    return now is not None and (now.pid, now.task, now.attempt, now.running) == (
-        page.pid,
-        page.task,
-        page.attempt,
-        page.running,
-    )
+    def _holds_its_task(self, agent: str, page: StatusPage) -> bool:
+        """Whether a stopped agent has yet to report the task that its page shows."""
+        deadline = time.monotonic() + _SETTLE_S
+        while (lane := view_lane(self._scene.store, agent, COORDINATOR, control=False)) is not None and lane.depth:
+            if time.monotonic() > deadline or self.over.wait(_LOOK_AGAIN_S):
+                return False
+        self._read_results()
+        return page.task not in self._recorded

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 AGENTS = 50
 #: Shares of the tasks that are done when a worker is killed.
-KILL_AT = (0.10, 0.30, 0.50)
+KILL_AT = (0.05, 0.20, 0.35)
 HERE = Path(__file__).resolve().parent
 BUILD = HERE.parent / "build" / "demo"
 
@@ -57,6 +57,7 @@ def main() -> int:
     if story.outcome.exit_status >= 128:
         print("demo: interrupted", file=sys.stderr)
         return story.outcome.exit_status
+    print("demo: the same work again, in one process alone", file=sys.stderr, flush=True)
     began = time.perf_counter()
     reference = {path: work.analyse(path) for path in files}
     alone_s = time.perf_counter() - began
@@ -86,11 +87,12 @@ def run_fleet(files: dict[str, int], agents: int, out: Path) -> Story:
     spawner = run.start(prepared)
     # The fleet has been forked: threads, event loops and what draws the table belong to this process alone.
     from demo_display import DemoDisplay
-    from demo_kills import Killer
+    from demo_kills import Killer, Scene
 
     names = dict(enumerate(files, 1))
     ids = roster(prepared.spec)
-    killer = Killer(prepared.store, ids, {number: files[path] for number, path in names.items()}, KILL_AT)
+    weights = {number: files[path] for number, path in names.items()}
+    killer = Killer(Scene(prepared.store, spawner.pid, ids, results, weights), KILL_AT)
     display = DemoDisplay(prepared.store, ids, lambda number: names.get(number, "?"), killer)
     display.say(f"{len(files)} files of Python {platform.python_version()}'s standard library for {agents} agents")
     killer.start()
