@@ -320,8 +320,7 @@ async def test_there_is_no_socket_without_a_task(tmp_path: Path) -> None:
 async def test_an_owner_that_goes_away_is_said(tmp_path: Path) -> None:
     body = """
 me = OwnerClient()
-me.send("friend", "up")
-show(code(me.receive, wait_s=60))
+show(code(lambda: (me.send("friend", "up"), me.receive(wait_s=60))))
 open(sys.argv[1], "w").write("seen")
 """
     async with one_agent(tmp_path, command=(*program(body), "{}")) as world:

@@ -185,7 +185,7 @@ async def test_sigterm_drains(tmp_path: Path) -> None:
         world.assign("w", 1)
         eventually(world.below, PATIENCE_S)
         os.kill(world.pids["w"], signal.SIGTERM)
-        eventually(lambda: (page := world.status("w")) is not None and page.state == "draining", PATIENCE_S)
+        world.page("w", lambda page: page.state == "draining")
         gate.touch()
         assert (await world.expect(Result)).outcome == "done"
         await world.expect(Drained)
@@ -197,7 +197,7 @@ async def test_a_second_sigterm_ends_at_once(tmp_path: Path) -> None:
         world.assign("w", 1)
         eventually(world.below, PATIENCE_S)
         os.kill(world.pids["w"], signal.SIGTERM)
-        eventually(lambda: (page := world.status("w")) is not None and page.state == "draining", PATIENCE_S)
+        world.page("w", lambda page: page.state == "draining")
         os.kill(world.pids["w"], signal.SIGTERM)
         assert (await world.expect(Result)).outcome == "cancelled"
         await world.expect(Drained)
@@ -259,10 +259,10 @@ async def test_results_wait_for_room_and_none_is_lost(tmp_path: Path) -> None:
             world.assign("w", number + 1, incarnation=0)
             if number % 200 == 199:
                 expected = number + 1
-                await eventually_async(lambda e=expected: world.coordinator.depth() >= e, PATIENCE_S)
+                eventually(lambda e=expected: world.coordinator.depth() >= e, PATIENCE_S)  # type: ignore[misc]
         for number in (5001, 5002, 5003):
             world.assign("w", number)
-        await eventually_async(lambda: (page := world.status("w")) is not None and page.done >= 1, PATIENCE_S)
+        world.page("w", lambda page: page.done >= 1)
         assert world.coordinator.depth() == limits.LANE_CREDIT
         for _ in range(limits.LANE_CREDIT):
             await world.expect(Refused)
@@ -321,7 +321,7 @@ async def test_metrics_can_be_switched_off(tmp_path: Path) -> None:
 
 async def test_a_status_page_follows_the_agent(tmp_path: Path) -> None:
     async with one_agent(tmp_path, command=SLEEP) as world:
-        page = eventually(lambda: world.status("w"), 5)
+        page = world.page("w")
         assert page.state in ("ready", "starting")
         assert (page.pid, page.incarnation, page.start_time) == (
             world.pids["w"],
@@ -329,13 +329,13 @@ async def test_a_status_page_follows_the_agent(tmp_path: Path) -> None:
             tree.start_time_of(world.pids["w"]),
         )
         world.assign("w", 4, attempt=2)
-        page = eventually(lambda: (found := world.status("w")) is not None and found.running and found, PATIENCE_S)
+        page = world.page("w", lambda found: found.running)
         assert (page.state, page.task, page.attempt) == ("busy", 4, 2)
         assert page.child_pid in world.below()
         assert page.child_start_time == tree.start_time_of(page.child_pid)
         world.post("w", Cancel(number=4, attempt=2))
         await world.expect(Result)
-        page = eventually(lambda: (found := world.status("w")) is not None and not found.running and found, PATIENCE_S)
+        page = world.page("w", lambda found: not found.running)
         assert (page.state, page.task, page.child_pid, page.done, page.failed) == ("ready", 0, 0, 0, 1)
         assert page.pss_bytes > 1 << 20
         assert page.fds > 5
@@ -345,19 +345,19 @@ async def test_a_worker_says_when_it_is_unwell_and_when_it_is_well_again(tmp_pat
     async with one_agent(tmp_path, command=SLEEP) as world:
         world.assign("w", 1)
         pid = world.pids["w"]
-        page = eventually(lambda: (found := world.status("w")) is not None and found.fds and found, PATIENCE_S)
+        page = world.page("w", lambda found: found.fds)
         soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (page.fds + 2, hard))
         changed = await world.expect(HealthChanged)
         assert changed.verdict in ("degraded", "unhealthy")
         assert changed.incarnation == 1
         assert "file descriptors" in changed.evidence[0]
-        page = world.status("w")
-        assert page is not None and page.verdict == changed.verdict
+        assert world.page("w").verdict == changed.verdict
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
-        while changed.verdict != "healthy":
-            changed = await world.expect(HealthChanged)
-        assert changed.evidence == []
+        well = await world.expect(HealthChanged)
+        while well.evidence:
+            well = await world.expect(HealthChanged)
+        assert well.verdict == "healthy"
 
 
 async def test_an_idle_worker_costs_nothing(tmp_path: Path) -> None:
@@ -380,7 +380,7 @@ async def test_the_coordinator_can_be_away_while_tasks_end(tmp_path: Path) -> No
     async with one_agent(tmp_path, command=("true",)) as world:
         world.assign("w", 1)
         await world.coordinator.close()
-        eventually(lambda: (page := world.status("w")) is not None and page.done == 1, PATIENCE_S)
+        world.page("w", lambda page: page.done == 1)
         world.coordinator = await world.open("coordinator")
         world.post("w", RollCall(nonce=3))
         assert (await world.expect(Result)).number == 1

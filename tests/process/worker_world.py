@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +23,7 @@ from muster.core.spec import AgentSpec, FleetSpec, roster, workers
 from muster.security.keys import Keyring, grant_for, load_master
 from muster.supervise import tree
 from muster.supervise.child import Birth, fork_child
+from muster.testing import eventually
 
 T = TypeVar("T", bound=msgspec.Struct)
 #: Generous: two cores may be shared with others. Nothing waits this long unless it fails.
@@ -103,7 +104,7 @@ class World:
         name = name or next(iter(self.pids))
         pidfd = os.pidfd_open(self.pids[name])
         gone = asyncio.get_running_loop().create_future()
-        asyncio.get_running_loop().add_reader(pidfd, lambda: gone.done() or gone.set_result(None))
+        asyncio.get_running_loop().add_reader(pidfd, lambda: None if gone.done() else gone.set_result(None))
         try:
             await asyncio.wait_for(gone, PATIENCE_S)
         finally:
@@ -153,6 +154,17 @@ class World:
 
     def status(self, agent: str) -> StatusPage | None:
         return read_status(self.store, agent)
+
+    def page(self, agent: str, fits: Callable[[StatusPage], object] = bool) -> StatusPage:
+        """The agent's status page as soon as it fits."""
+
+        def look() -> StatusPage | None:
+            found = self.status(agent)
+            return found if found is not None and fits(found) else None
+
+        found = eventually(look, PATIENCE_S)
+        assert found is not None
+        return found
 
     def below(self, name: str | None = None) -> list[int]:
         """Processes below a worker."""

@@ -17,6 +17,7 @@ import base64
 import json
 import os
 import socket
+
 from muster import errors
 
 # Not from typing: importing it would double the cost of a short verb. Type checkers know the name.

@@ -213,21 +213,18 @@ class _Running:
         self._owner.loop.add_reader(self._pidfd, self._exited, pid)
 
     def _wait_in_thread(self, pid: int) -> None:
-        with contextlib.suppress(ChildProcessError):
-            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        status = _reap(pid)
         with contextlib.suppress(RuntimeError):  # the loop has been closed: the worker is ending
-            self._owner.loop.call_soon_threadsafe(self._exited, pid)
+            self._owner.loop.call_soon_threadsafe(self._exited, pid, status)
 
-    def _exited(self, pid: int) -> None:
+    def _exited(self, pid: int, status: int | None = None) -> None:
         if self._pidfd >= 0:
             self._owner.loop.remove_reader(self._pidfd)
             os.close(self._pidfd)
             self._pidfd = -1
         self._cancel_timers()
-        try:
-            _, status = os.waitpid(pid, 0)
-        except ChildProcessError:  # reaped by a handler's careless wait for any child: how it ended is unknown
-            status = 0xFF00
+        if status is None:
+            status = _reap(pid)
         self._owner.remains.mains.discard(pid)
         self._attempt.pid = 0
         self._session = pid
@@ -289,6 +286,14 @@ class _Running:
                 send(pid, sig)
                 if sig != signal.SIGKILL:
                     return
+
+
+def _reap(pid: int) -> int:
+    """The wait status of a child that has ended, or when it ends."""
+    try:
+        return os.waitpid(pid, 0)[1]
+    except ChildProcessError:  # reaped by a handler's careless wait for any child: how it ended is unknown
+        return 0xFF00
 
 
 def _explain(error: LaunchError, name: str, cwd: str | None) -> tuple[MusterError, int]:

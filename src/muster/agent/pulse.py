@@ -52,8 +52,8 @@ class Pulse:
         self._counted: dict[str, tuple[int, ...]] = {runner.setting.agent: (0,) * len(_COUNTED) for runner in runners}
         self._verdicts: dict[str, str] = {runner.setting.agent: "healthy" for runner in runners}
         self._pss_bytes = 0
-        #: A verdict gets worse only when two beats in a row say so: one late beat is no news on a busy machine.
-        self._worse: dict[str, str] = {}
+        #: A bad verdict is told only when two beats in a row differ from the known one: a single late beat is no news.
+        self._doubted: set[str] = set()
 
     def start(self) -> None:
         """Measure once and begin to beat."""
@@ -111,13 +111,13 @@ class Pulse:
     def _judge(self, runner: Runner, vitals: Vitals) -> None:
         agent = runner.setting.agent
         verdict, evidence = vitals.verdict()
-        known = self._verdicts[agent]
-        if verdict == known:
-            self._worse.pop(agent, None)
+        if verdict == self._verdicts[agent]:
+            self._doubted.discard(agent)
             return
-        if verdict != "healthy" and self._worse.get(agent) != verdict:
-            self._worse[agent] = verdict
+        if verdict != "healthy" and agent not in self._doubted:
+            self._doubted.add(agent)
             return
+        self._doubted.discard(agent)
         self._verdicts[agent] = verdict
         runner.page.verdict(verdict)
         if not runner.bus.closed:
