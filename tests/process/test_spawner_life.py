@@ -229,11 +229,12 @@ def test_a_hundred_workers(fleet: ToyFleet, capsys: pytest.CaptureFixture[str]) 
 def test_a_coordinator_that_does_not_read_costs_no_exit(fleet: ToyFleet) -> None:
     client = fleet.start()
     coordinator = fleet.coordinator()
-    for _ in range(3000):  # answers of some hundred bytes: far more than the socket holds
+    for _ in range(10_000):  # far more answers than the socket holds
         coordinator.send(KillWorker(worker="nobody", incarnation=1, signal=9))
         coordinator.send_raw(b"\x81\xa4type\xa4list")
     coordinator.order("w-1", do="exit", status=5)
     assert client.ping()["pid"] == client.pid  # it answers others meanwhile
+    assert len(os.listdir(f"/proc/{client.pid}/fd")) < 20
     assert coordinator.exited("w-1", 20).exit_status == 5
     coordinator.finish()
     assert client.wait(10) == 0
@@ -288,7 +289,8 @@ def test_a_store_that_is_none_is_a_sentence(fleet: ToyFleet) -> None:
     assert living_children() == []
 
 
-def test_closed_standard_streams_are_no_trap(fleet: ToyFleet) -> None:
+@pytest.mark.parametrize("foreground", [True, False])
+def test_closed_standard_streams_are_no_trap(fleet: ToyFleet, foreground: bool) -> None:
     """Some service managers start programs so: numbers 0 to 2 must not go to the spawner's sockets."""
     fleet.write_spec()
     pid = os.fork()
@@ -296,7 +298,7 @@ def test_closed_standard_streams_are_no_trap(fleet: ToyFleet) -> None:
         for fd in (0, 1, 2):
             os.close(fd)
         try:
-            os._exit(start_spawner(fleet.store, fleet.entries, foreground=True).wait(20))
+            os._exit(start_spawner(fleet.store, fleet.entries, foreground=foreground).wait(20))
         finally:
             os._exit(99)
     coordinator = fleet.coordinator()
@@ -329,6 +331,21 @@ def test_a_store_with_a_long_path_works(fleet: ToyFleet, tmp_path: Path) -> None
         assert client.wait(10) == 4
     finally:
         long.close()
+
+
+def test_nothing_that_its_starter_had_open_stays_open(fleet: ToyFleet) -> None:
+    read_end, write_end = os.pipe()
+    os.set_inheritable(write_end, True)
+    try:
+        client = fleet.start(foreground=False)
+        coordinator = fleet.coordinator()
+        os.close(write_end)
+        os.set_blocking(read_end, False)
+        assert os.read(read_end, 1) == b"", "somebody still holds the other end"
+    finally:
+        os.close(read_end)
+    coordinator.finish()
+    assert client.wait(10) == 0
 
 
 def test_a_fleet_in_the_background_lives_on_its_own_and_keeps_no_stream_open(fleet: ToyFleet) -> None:
