@@ -180,7 +180,7 @@ def summary_lines(files: dict[str, int], story: Story, added: dict[str, Any], al
         _line("ready", f"{report.get('agents')} agents, one process each, after {_seconds(report.get('ready_s'))}"),
         _line("duration", f"{_seconds(report.get('duration_s'))}; one process alone needed {alone_s:.1f} s"),
         _line(
-            "task latency", f"p50 {_ms(latency.get('p50'))}, p99 {_ms(latency.get('p99'))}, from submitted to recorded"
+            "task latency", f"p50 {_ms(latency.get('p50'))}, p99 {_ms(latency.get('p99'))}, from assigned to recorded"
         ),
         _line("message", f"round trip p50 {_ms(rtt.get('p50'))}, p99 {_ms(rtt.get('p99'))}"),
         _line("memory", f"{report.get('pss_mb_per_agent') or '?'} MB per agent (PSS)"),
