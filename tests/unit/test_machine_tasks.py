@@ -107,6 +107,24 @@ def test_long_tasks_are_never_prefetched():
     assert assigned(ended(machine, "w-1", 1, after_s=30)) == [(3, 1, "w-1")]
 
 
+def test_nothing_is_prefetched_behind_a_task_that_has_turned_out_to_be_long():
+    machine = fleet(2)
+    submit(machine, *range(1, 60))
+    first = [number for number, _, agent in assigned(ended(machine, "w-1", 1)) if agent == "w-2"]
+    assert first, "nobody knows yet that the task of w-2 is long"
+    machine = fleet(2)
+    submit(machine, 1)
+    machine.apply(ev.AgentReady(AT, "w-2", 1, 1))
+    machine.state.now_s += 0.6
+    submit(machine, *range(2, 60))
+    for _ in range(8):
+        number, attempt = next(iter(machine.state.agents["w-2"].held.items()))
+        ended(machine, "w-2", number, attempt)
+    assert machine.state.attempt_mean_s < 0.5
+    assert list(machine.state.agents["w-1"].held) == [1]
+    assert len(machine.state.agents["w-2"].held) == 2
+
+
 def test_a_result_of_an_old_attempt_is_refused_and_counted():
     machine = fleet(2, attempts_max=3, backoff_s=0.1)
     submit(machine, 1)

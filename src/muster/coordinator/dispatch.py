@@ -3,7 +3,7 @@
 Agents with a free slot wait in `idle`, agents that could take one more to keep at hand in `busy`, one line per kind; entries are checked
 when they are taken, not removed when they go stale. Prefetching hides the way to the coordinator and back, but a task that waits behind
 a long one while another agent is idle loses more than that; so it is done only when no agent is idle, more tasks wait than there are
-agents, and attempts are short.
+agents, attempts are short, and not behind one that has turned out to be long.
 """
 
 from __future__ import annotations
@@ -113,7 +113,12 @@ def _next(state: State, lines: dict[str, deque[str]], extra: int) -> tuple[list[
 def _first_with_room(state: State, line: deque[str], extra: int) -> Agent | None:
     while line:
         agent = state.agents[line[0]]
-        if agent.state == READY and agent.confirmed and len(agent.held) < agent.slots + extra:
+        if (
+            agent.state == READY
+            and agent.confirmed
+            and len(agent.held) < agent.slots + extra
+            and not (extra and _is_slow(state, agent))
+        ):
             return agent
         line.popleft()
         if extra:
@@ -121,3 +126,9 @@ def _first_with_room(state: State, line: deque[str], extra: int) -> Agent | None
         else:
             agent.in_idle = False
     return None
+
+
+def _is_slow(state: State, agent: Agent) -> bool:
+    """Whether the agent has worked on its oldest task for so long that nothing should wait behind it."""
+    oldest = next(iter(agent.held), None)
+    return oldest is not None and state.now_s - state.tasks[oldest].assigned_s > PREFETCH_ATTEMPT_S_MAX

@@ -8,7 +8,7 @@ import msgspec
 
 from muster.core.names import COORDINATOR, OPERATOR
 from muster.core.protocol import AgentGrant, WorkerGrant
-from muster.security.keys import load_master, pair_key, receive_root
+from muster.security.keys import load_master, pair_keys, receive_root
 
 
 class Grants:
@@ -26,7 +26,7 @@ class Grants:
             AgentGrant(
                 agent=agent,
                 receive_root=self._roots[agent],
-                pair_keys={peer: pair_key(root, agent) for peer, root in self._roots.items()},
+                pair_keys=pair_keys(self._roots, agent),
             )
             for agent in agents
         ]

@@ -159,7 +159,10 @@ def _free(state: State, task: Task, blame: str | None, out: list[Effect]) -> Non
         task.move("died_finally")
         finish_task(state, task, DEAD, out)
         return
-    state.counters.reassigned += 1
+    if state.phase == st.RUNNING:
+        state.counters.reassigned += 1
+    else:
+        state.counters.handed_back += 1
     task.move("died")
     enqueue(state, task)
 

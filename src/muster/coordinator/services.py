@@ -26,6 +26,8 @@ RATE_WINDOW_S = 15.0
 PINGS_AT_ONCE, PING_SAMPLE, PING_TIMEOUT_S = 4, 5, 10.0
 #: Pause before the next look for agents that have joined.
 NEW_AGENTS_S = 0.2
+#: How long to look so often, and how many agents are asked before all have joined.
+STARTING_S, PINGS_WHILE_STARTING = 30.0, 8
 #: Round trips kept for the quantiles.
 RESERVOIR = 4096
 
@@ -134,6 +136,7 @@ class Pinger(_Loop):
         self._shell, self._bus, self._interval_s = shell, bus, interval_s
         self._asked: dict[str, int] = {}
         self._random = random.Random(0)
+        self._patient_until_s = time.monotonic() + STARTING_S
         self.round_trips_s: deque[float] = deque(maxlen=RESERVOIR)
         self.lost = 0
 
@@ -150,19 +153,21 @@ class Pinger(_Loop):
     async def _run(self) -> None:
         while True:
             state = self._shell.machine.state
-            new = [
-                agent.name
-                for agent in state.agents.values()
-                if agent.state == READY and self._asked.get(agent.name) != state.workers[agent.worker].incarnation
-            ]
-            ready = [agent.name for agent in state.agents.values() if agent.state == READY]
-            chosen = new or self._random.sample(ready, min(PING_SAMPLE, len(ready)))
+            ready = [agent for agent in state.agents.values() if agent.state == READY]
+            incarnations = {agent.name: state.workers[agent.worker].incarnation for agent in ready}
+            new = [name for name, incarnation in incarnations.items() if self._asked.get(name) != incarnation]
+            is_starting = len(ready) < len(state.agents) and time.monotonic() < self._patient_until_s
+            if is_starting:
+                # While others are still starting the processors are theirs: a few round trips are enough for now.
+                new = new[: max(0, PINGS_WHILE_STARTING - len(self._asked))]
+            chosen = new or (
+                [] if is_starting else self._random.sample(list(incarnations), min(PING_SAMPLE, len(ready)))
+            )
             for name in new:
-                self._asked[name] = state.workers[state.agents[name].worker].incarnation
+                self._asked[name] = incarnations[name]
             for at in range(0, len(chosen), PINGS_AT_ONCE):
                 await asyncio.gather(*(self._ask(name) for name in chosen[at : at + PINGS_AT_ONCE]))
-            everybody = len(self._asked) == len(state.agents)
-            await asyncio.sleep(self._interval_s if everybody else NEW_AGENTS_S)
+            await asyncio.sleep(NEW_AGENTS_S if is_starting else self._interval_s)
 
     async def _ask(self, agent: str) -> None:
         if self._shell.machine.state.phase == ENDED:

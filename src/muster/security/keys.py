@@ -37,6 +37,14 @@ def pair_key(root: bytes, sender: str, epoch: int = EPOCH) -> bytes:
     return hmac.digest(root, b"pair/1" + bytes((len(name),)) + name + epoch.to_bytes(2, "little"), "sha256")
 
 
+def pair_keys(roots: Mapping[str, bytes], sender: str) -> dict[str, bytes]:
+    """`pair_key` of `sender` to every owner of `roots`: a fleet of n agents has n² edges, so the text that is signed is made once."""
+    name = sender.encode()
+    text = b"pair/1" + bytes((len(name),)) + name + EPOCH.to_bytes(2, "little")
+    digest = hmac.digest
+    return {owner: digest(root, text, "sha256") for owner, root in roots.items()}
+
+
 def master_path(store: Path) -> Path:
     return store / "keys" / "master"
 
