@@ -29,7 +29,7 @@ class _Blocked:
 
 
 BLOCKED: Final = _Blocked()
-"""Returned by the function of an `Atomic` that cannot happen now; it must not have changed anything."""
+"""Returned by the function of an `atomic` step that cannot happen now; it must not have changed anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ def await_word(address: Address, accept: Callable[[Any], bool], label: str = "")
 
 
 class Words:
-    """The words that all processes see, as an `Atomic` may read and write them."""
+    """The words that all processes see, as an `atomic` step may read and write them."""
 
     def __init__(
         self, names: dict[Address, int], values: tuple[Value, ...], buffer: tuple[tuple[int, Value], ...] = ()

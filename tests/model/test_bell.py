@@ -46,7 +46,7 @@ def push(words: Words, lane: str) -> None:
 
 
 def finish_check(lane: str, last: int, rings: bool) -> Op:
-    """Ring or not, and book (for the claims only) that the check for everything up to `last` is finished."""
+    """Ring or not, and book (for the claims only) that the check for everything up to `last` is finished, as callers believe."""
 
     def act(words: Words) -> None:
         if rings:
@@ -83,8 +83,20 @@ def sender(
             yield atomic("unlock", lambda words: words.__setitem__("lock", None), after_stores=True)
         return first, last
 
+    def repeat(last: int) -> Generator[Op, Any, int]:
+        """The caller sends a message again that is committed already: no second copy, but the check is due as ever."""
+        if broken == "a repeated message is not checked":
+            yield finish_check(lane, last, rings=False)
+            return last
+        yield fence()
+        taken = yield load(("taken", lane))
+        yield finish_check(lane, last, must_ring(broken, 0, taken, last, last))
+        return last
+
     def program() -> Script:
         done = 0
+        if broken.startswith("a repeated message") and (last := (yield load(("commit", lane)))):
+            done, last = (yield from repeat(last)), 0
         if broken == "c starts at the lane's tail":
             done = yield load(("commit", lane))
         while size := (yield next_send(lane, sizes)):
@@ -282,6 +294,11 @@ def test_ringing_when_the_recipient_had_caught_up_loses_the_wake_up_after_a_send
     broken = "ring when the recipient had caught up"
     refute(model(broken, crashes=(1, 0)), SC, saying="asleep with an empty bell")
     check(model(broken, crashes=(0, 0)), PSO, states_min=300)  # without a crash no test would ever see it
+
+
+def test_a_message_that_is_sent_again_after_a_crash_must_be_checked_although_it_is_no_second_copy() -> None:
+    check(model("a repeated message is checked"), PSO, states_min=10_000)
+    refute(model("a repeated message is not checked", crashes=(1, 0)), SC, saying="asleep with an empty bell")
 
 
 def test_one_shot_senders_that_trust_their_lanes_tail_lose_the_wake_up_as_well() -> None:

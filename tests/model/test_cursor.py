@@ -205,7 +205,7 @@ def model(
 @pytest.mark.parametrize("window", [1, 2, 3])
 def test_every_message_is_finalised_once_none_skipped_and_attempts_move_first(memory: str, window: int) -> None:
     short = {SC: (4, 3), TSO: (3, 2), PSO: (2, 2)}  # one process alone: memory models matter little here, and cost much
-    long = {SC: (6, 3), TSO: (4, 3), PSO: (4, 2)}
+    long = {SC: (6, 3), TSO: (4, 3), PSO: (3, 2)}
     messages, crashes = bound(short, long)[memory]
     check(model(window=window, messages=messages, crashes=crashes), memory, states_min=1_500)
 
