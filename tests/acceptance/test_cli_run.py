@@ -124,7 +124,7 @@ def test_ctrl_c_lets_running_tasks_finish_and_resume_does_the_rest(world: World)
     process.send_signal(signal.SIGINT)
     interrupted = world.finish(process)
     assert interrupted.returncode == 130
-    assert "Ctrl-C again" in interrupted.stderr
+    assert "Ctrl-C again kills them" in interrupted.stderr
     first = lines_of(world.work / "r.jsonl")
     assert 3 <= len(first) < 40
     assert {line["outcome"] for line in first} == {"done"}

@@ -115,6 +115,6 @@ def _ps(parsed: Parsed) -> int:
     if not rows:
         sys.stdout.write("no fleet is running\n")
         return 0
-    cells = [(row["fleet"], row["role"], row["name"], row["pid"], row["state"], row["restarts"]) for row in rows]
+    cells = [(row["fleet"], row["role"], row["name"], row["pid"], row["state"], row["starts"]) for row in rows]
     sys.stdout.write("\n".join(columns(processes.HEAD, cells, colors={"silent": "red", "absent": "red"})) + "\n")
     return 0

@@ -265,8 +265,8 @@ class RunClient:
         if len(self._signals) == 1:
             self._stop("drain", name)
             running = self._progress.running if self._progress is not None else 0
-            again = " Press Ctrl-C again to kill them now." if number == signal.SIGINT else ""
-            self._display.say(f"muster: stopping; running tasks ({running}) may finish.{again}")
+            again = "; Ctrl-C again kills them" if number == signal.SIGINT else ""
+            self._display.say(f"muster: stopping: {running} running tasks may finish{again}")
         elif len(self._signals) == 2:
             self._stop("now", name)
             self._display.say("muster: killing what still runs")

@@ -139,5 +139,7 @@ def render(entry: dict[str, Any]) -> str:
 
 
 def _fact(value: object) -> str:
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        value = "; ".join(value)
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     return f'"{text}"' if " " in text else text

@@ -8,7 +8,8 @@ from muster.errors import MusterError
 from muster.fleet import places
 from muster.supervise.client import SpawnerClient
 
-HEAD = ("FLEET", "ROLE", "NAME", "PID", "STATE", "RESTARTS")
+#: STARTS counts since the store was made: above 1 it was started again, or the fleet was down meanwhile.
+HEAD = ("FLEET", "ROLE", "NAME", "PID", "STATE", "STARTS")
 
 
 def of_fleet(fleet: places.Fleet) -> list[dict[str, Any]]:
@@ -25,19 +26,24 @@ def of_fleet(fleet: places.Fleet) -> list[dict[str, Any]]:
     coordinator = told.get("coordinator") or {}
     pid = coordinator.get("pid")
     rows.append(
-        _row(fleet, "coordinator", "coordinator", pid, "running" if pid else "absent", coordinator.get("restarts", 0))
+        _row(
+            fleet,
+            "coordinator",
+            "coordinator",
+            pid,
+            "running" if pid else "absent",
+            int(coordinator.get("restarts", 0)) + 1,
+        )
     )
     rows += [
-        _row(fleet, "worker", worker["worker"], worker["pid"], "running", int(worker["incarnation"]) - 1)
+        _row(fleet, "worker", worker["worker"], worker["pid"], "running", int(worker["incarnation"]))
         for worker in told.get("workers", [])
     ]
     return rows
 
 
-def _row(
-    fleet: places.Fleet, role: str, name: str, pid: int | None, state: str, restarts: int | None
-) -> dict[str, Any]:
-    return {"fleet": fleet.name, "role": role, "name": name, "pid": pid, "state": state, "restarts": restarts}
+def _row(fleet: places.Fleet, role: str, name: str, pid: int | None, state: str, starts: int | None) -> dict[str, Any]:
+    return {"fleet": fleet.name, "role": role, "name": name, "pid": pid, "state": state, "starts": starts}
 
 
 def rows(fleet_name: str | None, store_flag: str | None) -> list[dict[str, Any]]:

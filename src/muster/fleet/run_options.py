@@ -17,9 +17,11 @@ from muster.fleet.inputs import Inputs
 
 #: More agents than this on one machine are a slip of the keyboard.
 JOBS_MAX = 10_000
-#: Agents that share a worker process when they run commands and nobody said otherwise (see docs/performance.md): every command is its
-#: own process anyway, so one event loop can start and reap for several agents, and a run starts fewer processes.
-AGENTS_PER_COMMAND_WORKER = 1
+#: Agents that share a worker process when they run commands and nobody said otherwise: `jobs // 10`, within 1 and this. Every command is
+#: a process of its own anyway, so what sharing risks is small (a worker that is killed takes a few attempts along, which run again), and
+#: a run starts fewer processes. Measured with 2,000 x `true` and 50 jobs on two cores: 5.2 s of CPU with one agent per worker, 4.2 s with
+#: five, 4.0 s with ten, whose longer turns already cost time on the clock.
+AGENTS_PER_COMMAND_WORKER_MAX = 5
 #: The kind of agent that a run has; its identities are w-1 … w-N.
 KIND = "w"
 
@@ -98,7 +100,7 @@ class RunOptions:
             env=dict(self.env),
             timeout_s=self.timeout_s,
         )
-        sharing = self.agents_per_worker or (1 if self.handler else AGENTS_PER_COMMAND_WORKER)
+        automatic = 1 if self.handler else max(1, min(AGENTS_PER_COMMAND_WORKER_MAX, self.jobs // 10))
         return FleetSpec(
             name=name,
             store_id=store_id,
@@ -110,7 +112,7 @@ class RunOptions:
                 halt=self.halt,
                 resume=self.resume,
             ),
-            agents_per_worker=sharing,
+            agents_per_worker=self.agents_per_worker or automatic,
             retry=RetrySpec(attempts_max=self.retries + 1),
             grace_s=self.grace_s,
             ephemeral=True,

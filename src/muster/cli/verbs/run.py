@@ -81,7 +81,12 @@ complete.
 )
 @click.option("-k", "--keep-order", is_flag=True, help="Print outputs in the order of the inputs.")
 @click.option("--dry-run", is_flag=True, help="Print the quoted command lines, and run nothing.")
-@click.option("--agents-per-worker", type=int, metavar="N", help="Agents that share one process [default: 1].")
+@click.option(
+    "--agents-per-worker",
+    type=int,
+    metavar="N",
+    help="Agents that share one process [default: 1; up to 5 for commands].",
+)
 @click.option(
     "--grace",
     default=f"{limits.GRACE_S:g}s",

@@ -23,6 +23,8 @@ COLORS = {
     "unreachable": "red",
 }
 HEAD = ("AGENT", "STATE", "HEALTH", "PID", "TASK", "DONE", "FAILED", "INBOX", "RESTARTS", "SEEN", "MEMORY")
+#: Columns that are left out while nobody has anything in them.
+OPTIONAL = frozenset({"TASK", "FAILED", "INBOX", "RESTARTS"})
 
 
 @click.command("status", short_help="Show how a fleet is: agents, tasks, health.")
@@ -74,7 +76,7 @@ def _lines(found: dict[str, Any], everybody: bool) -> list[str]:
     agents = found.get("agents") or []
     listed = agents if everybody else _worth_listing(agents)
     if listed:
-        lines += ["", *columns(HEAD, [_row(agent) for agent in listed], colors=COLORS)]
+        lines += ["", *_table(listed)]
     if len(listed) < len(agents):
         lines.append(f"… and {len(agents) - len(listed)} more that are well; --all lists them")
     for agent in listed:
@@ -102,6 +104,12 @@ def _worth_listing(agents: list[dict[str, Any]]) -> list[dict[str, Any]]:
     unwell = [agent for agent in agents if agent["verdict"] not in ("healthy", "unknown") or agent["state"] in COLORS]
     rest = [agent for agent in agents if agent not in unwell]
     return sorted(unwell + rest[: max(0, LISTED_MAX - len(unwell))], key=agents.index)
+
+
+def _table(agents: list[dict[str, Any]]) -> list[str]:
+    rows = [_row(agent) for agent in agents]
+    used = [at for at, title in enumerate(HEAD) if title not in OPTIONAL or any(row[at] for row in rows)]
+    return columns([HEAD[at] for at in used], [[row[at] for at in used] for row in rows], colors=COLORS)
 
 
 def _row(agent: dict[str, Any]) -> tuple[object, ...]:
