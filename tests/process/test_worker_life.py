@@ -345,9 +345,10 @@ async def test_a_worker_says_when_it_is_unwell_and_when_it_is_well_again(tmp_pat
     async with one_agent(tmp_path, command=SLEEP) as world:
         world.assign("w", 1)
         pid = world.pids["w"]
-        page = world.page("w", lambda found: found.fds)
+        world.page("w", lambda found: found.child_pid)
+        open_now = len(os.listdir(f"/proc/{pid}/fd"))
         soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, (page.fds + 2, hard))
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (open_now + 4, hard))
         changed = await world.expect(HealthChanged)
         assert changed.verdict in ("degraded", "unhealthy")
         assert changed.incarnation == 1

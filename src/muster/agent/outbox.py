@@ -59,9 +59,14 @@ class Outbox:
     def _try(self, struct: msgspec.Struct) -> bool:
         try:
             self._bus.post_struct(COORDINATOR, struct)
-        except (InboxFullError, StoreFullError) as error:
+        except (
+            InboxFullError,
+            StoreFullError,
+            OSError,
+        ) as error:  # OSError: no descriptor or memory left at the moment
             self.refused += 1
-            self._delay_s = min(max(error.retry_after_s or 0.1, self._delay_s * 2), _RETRY_MAX_S)
+            wait_s = getattr(error, "retry_after_s", None) or 0.1
+            self._delay_s = min(max(wait_s, self._delay_s * 2), _RETRY_MAX_S)
             if self._timer is None:
                 self._timer = self._loop.call_later(self._delay_s, self._again)
             return False

@@ -79,28 +79,32 @@ class Pulse:
 
     def _beat(self) -> None:
         now = self._loop.time()
-        lag_s = max(0.0, now - self._due_s)
         is_busy = any(runner.is_busy for runner in self._runners)
+        self._interval_s = limits.HEARTBEAT_BUSY_S if is_busy else min(self._interval_s * 2, limits.HEARTBEAT_IDLE_S)
+        try:
+            self._measure(now, is_busy=is_busy)
+        except OSError:
+            pass  # no descriptor left to look with: the verdict says so, and the next beat looks again
+        finally:
+            self._schedule()
+
+    def _measure(self, now: float, *, is_busy: bool) -> None:
+        lag_s = max(0.0, now - self._due_s)
         fds = open_fds()
+        living = [runner for runner in self._runners if not runner.bus.closed]
+        for runner in living:
+            vitals = Vitals(lag_s, fds, fds_max(), len(runner.outbox), self._pss_bytes)
+            self._judge(runner, vitals)
+            self._publish(runner, vitals)
         if now >= self._metrics_due_s:
             self._metrics_due_s = now + self._fleet.metrics_interval_s
             if is_busy:
                 self._pss_bytes = pss_bytes()
-            self._send_metrics(lag_s, fds)
-        for runner in self._runners:
-            vitals = Vitals(lag_s, fds, fds_max(), len(runner.outbox), self._pss_bytes)
-            self._publish(runner, vitals)
-            self._judge(runner, vitals)
+            self._send_metrics(living, lag_s, fds)
         if is_busy:
             self._remains.reap()
-            self._interval_s = limits.HEARTBEAT_BUSY_S
-        else:
-            self._interval_s = min(self._interval_s * 2, limits.HEARTBEAT_IDLE_S)
-        self._schedule()
 
     def _publish(self, runner: Runner, vitals: Vitals) -> None:
-        if runner.bus.closed:
-            return
         page = runner.page
         page.beat()
         page.set("pss_bytes", vitals.pss_bytes // max(1, len(self._runners)))
@@ -120,17 +124,14 @@ class Pulse:
         self._doubted.discard(agent)
         self._verdicts[agent] = verdict
         runner.page.verdict(verdict)
-        if not runner.bus.closed:
-            runner.outbox.post(
-                HealthChanged(incarnation=runner.setting.incarnation, verdict=verdict, evidence=evidence)  # type: ignore[arg-type]
-            )
+        runner.outbox.post(
+            HealthChanged(incarnation=runner.setting.incarnation, verdict=verdict, evidence=evidence)  # type: ignore[arg-type]
+        )
 
     # ------------------------------------------------------------------ metrics
 
-    def _send_metrics(self, lag_s: float, fds: int) -> None:
-        for at, runner in enumerate(self._runners):
-            if runner.bus.closed:
-                continue
+    def _send_metrics(self, runners: list[Runner], lag_s: float, fds: int) -> None:
+        for at, runner in enumerate(runners):
             if at == 0:  # what belongs to the process is told once
                 runner.registry.gauge("muster_worker_pss_bytes", self._pss_bytes)
                 runner.registry.gauge("muster_worker_open_fds", fds)

@@ -15,7 +15,7 @@ import os
 from collections.abc import Container
 from dataclasses import dataclass
 
-from muster.supervise.platform import environ_of
+from muster.supervise.platform import children_of, environ_of
 from muster.supervise.tree import orphans, sweep_orphans
 
 
@@ -64,14 +64,17 @@ class Remains:
 
     def is_clear(self) -> bool:
         """Whether nothing is left of any attempt whose main process or handler has ended. The common case, and cheap."""
-        return has_no_children() if self.is_idle else not orphans(self.mains)
+        return has_no_children() if self.is_idle else set(children_of(os.getpid())) == self.mains
 
     def clear(self, marks: Marks) -> bool:
         """End what is left of an attempt whose main process or handler has ended. True: proven that nothing is left.
 
         False: something survived some 20 ms of killing; call again. Never blocks longer.
         """
-        return not sweep_orphans(() if self.is_idle else _Others(self.mains, marks))
+        if self.is_idle:
+            return not sweep_orphans(()) and has_no_children()
+        # A list of children that lacks a running one was cut short (no descriptor left to read it with): it proves nothing.
+        return not sweep_orphans(_Others(self.mains, marks)) and self.mains <= set(children_of(os.getpid()))
 
     def reap(self) -> None:
         """Reap processes that outlived their parents and have ended, so that a long task leaves no heap of zombies."""
