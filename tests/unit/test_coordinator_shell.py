@@ -5,16 +5,23 @@ from __future__ import annotations
 import errno
 import json
 import os
+import socket
 
+import msgspec
 import pytest
 from tests.unit.coordinator_world import CoordinatorWorld
 
 from muster.bus.bus import Bus
+from muster.bus.transports.lanes.appendlog import AppendLog
+from muster.coordinator import main as main_module
 from muster.coordinator import results as results_module
+from muster.coordinator import shell as shell_module
 from muster.coordinator.outputs import OutputFlow
 from muster.coordinator.results import ResultsFile
 from muster.coordinator.shell import Shell
-from muster.core.protocol import FleetStatus, InputEnd, StatusAsk, Stop, StopFleet
+from muster.core import limits
+from muster.core.protocol import FleetStatus, InputEnd, StatusAsk, Stop, StopFleet, Submit, TaskInput
+from muster.errors import IdentityBusyError, InboxFullError, StoreFullError
 
 
 @pytest.fixture
@@ -196,6 +203,76 @@ async def test_a_results_file_that_cannot_be_opened_starts_nothing(make, tmp_pat
     assert world.agents == {}
     assert world.ended.reason == "error"
     assert "cannot write the results file" in world.ended.error
+
+
+async def test_a_full_store_delays_the_log_and_everything_behind_it_and_loses_nothing(make, monkeypatch):
+    world = make(agents=1)
+    real, refused, released = AppendLog.append, 0, []
+
+    def append(self, records):
+        nonlocal refused
+        if self.last_seq > 3 and refused < 3:
+            refused += 1
+            raise StoreFullError("full")
+        return real(self, records)
+
+    monkeypatch.setattr(AppendLog, "append", append)
+    monkeypatch.setattr(AppendLog, "release_reserve", lambda self: released.append(1) or True)
+    monkeypatch.setattr(shell_module, "LOG_RETRY_S", 0.01)
+    coordinator = world.start()
+    await world.operate()
+    world.submit(10)
+    assert await coordinator == 0
+    assert (refused, released) == (3, [1])
+    assert sorted(world.recorded()) == list(range(1, 11))
+
+
+async def test_an_assignment_that_finds_no_room_is_kept_and_sent_in_its_order(make, monkeypatch):
+    world = make(agents=1)
+    real, refused = Bus.post, 0
+
+    def post(self, to, body=None, **envelope):
+        nonlocal refused
+        if envelope.get("type") == "task.assign" and refused < 5:
+            refused += 1
+            raise (StoreFullError, InboxFullError)[refused % 2]("full")
+        return real(self, to, body, **envelope)
+
+    monkeypatch.setattr(Bus, "post", post)
+    coordinator = world.start()
+    await world.operate()
+    world.submit(6)
+    assert await coordinator == 0
+    assert refused == 5
+    assert [number for number, _ in world.agents["w"][0].seen] == [1, 2, 3, 4, 5, 6]
+
+
+async def test_an_input_that_fits_no_assignment_fails_and_holds_up_nobody(make):
+    world = make(agents=1)
+    coordinator = world.start()
+    await world.operate()
+    empty = len(msgspec.msgpack.encode(Submit(tasks=[TaskInput(1, "")])))
+    huge = TaskInput(1, "x" * (limits.BODY_BYTES_MAX - empty - 8))
+    world.operator.post_struct("coordinator", Submit(tasks=[huge]))
+    world.submit(2, start=2)
+    assert await coordinator == 1
+    assert {line["task"]: line["outcome"] for line in world.lines()} == {1: "dead", 2: "done", 3: "done"}
+    (line,) = [line for line in world.lines() if line["task"] == 1]
+    assert "bytes" in line["error"]["message"]
+
+
+async def test_a_second_coordinator_on_the_same_store_is_refused(make, monkeypatch):
+    world = make(agents=1, run=False)
+    world.start()
+    await world.until(lambda: "w" in world.agents)
+    monkeypatch.setattr(main_module, "IDENTITY_WAIT_S", 0.05)
+    mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with mine, pytest.raises(IdentityBusyError):
+        fd = theirs.detach()
+        try:
+            await main_module._coordinate(world.store, fd)
+        finally:
+            os.close(fd)
 
 
 async def test_outputs_come_in_input_order_when_asked_also_over_a_crash(make, monkeypatch):

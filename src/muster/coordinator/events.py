@@ -173,6 +173,14 @@ class ResultsRebased(Fact, frozen=True, tag=15, gc=False):
     results_base_bytes: int
 
 
+class TaskImpossible(Fact, frozen=True, tag=16, gc=False):
+    """This attempt can be given to no agent (its message would be too large), and no other attempt can."""
+
+    number: int
+    attempt: int
+    reason: str
+
+
 AnyFact = (
     FleetStarted
     | TasksSubmitted
@@ -189,6 +197,7 @@ AnyFact = (
     | AdmissionChanged
     | RecordingFailed
     | ResultsRebased
+    | TaskImpossible
 )
 
 # --------------------------------------------------------------------------- effects

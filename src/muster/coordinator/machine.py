@@ -31,6 +31,7 @@ from muster.coordinator.events import (
     ResultsRebased,
     StopRequested,
     TaskEnded,
+    TaskImpossible,
     TaskRefused,
     TasksSubmitted,
     TimePassed,
@@ -65,6 +66,7 @@ class Machine:
             AdmissionChanged: self._admission_changed,
             RecordingFailed: self._recording_failed,
             ResultsRebased: self._results_rebased,
+            TaskImpossible: self._task_impossible,
         }
 
     def apply(self, fact: AnyFact) -> list[Effect]:
@@ -202,3 +204,13 @@ class Machine:
 
     def _results_rebased(self, fact: ResultsRebased, _out: list[Effect]) -> None:
         self.state.results_base_bytes = fact.results_base_bytes
+
+    def _task_impossible(self, fact: TaskImpossible, out: list[Effect]) -> None:
+        state = self.state
+        task = state.tasks.get(fact.number)
+        if task is None or task.state != ASSIGNED or task.attempt != fact.attempt:
+            return
+        release(state, state.agents[task.agent], task.number)
+        task.note(fact.reason)
+        task.move("impossible")
+        lifecycle.finish_task(state, task, DEAD, out)

@@ -140,7 +140,7 @@ class Coordinator:
         if self._spec.run is None or self._spec.run.results is None:
             return
         shell.results = ResultsFile(self._spec.run.results)
-        if shell.machine.state.life:
+        if shell.machine.state.life and shell.results.is_regular:
             written = shell.results.numbers_behind(shell.machine.state.results_base_bytes)
             shell.missing = set(shell.replayed).difference(written)
 

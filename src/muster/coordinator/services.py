@@ -28,6 +28,8 @@ PINGS_AT_ONCE, PING_SAMPLE, PING_TIMEOUT_S = 4, 5, 10.0
 NEW_AGENTS_S = 0.2
 #: How long to look so often, and how many agents are asked before all have joined.
 STARTING_S, PINGS_WHILE_STARTING = 30.0, 8
+#: An idle fleet is asked this much more rarely.
+IDLE_PING_FACTOR = 6
 #: Round trips kept for the quantiles.
 RESERVOIR = 4096
 
@@ -167,7 +169,10 @@ class Pinger(_Loop):
                 self._asked[name] = incarnations[name]
             for at in range(0, len(chosen), PINGS_AT_ONCE):
                 await asyncio.gather(*(self._ask(name) for name in chosen[at : at + PINGS_AT_ONCE]))
-            await asyncio.sleep(NEW_AGENTS_S if is_starting else self._interval_s)
+            is_idle = not state.tasks
+            await asyncio.sleep(
+                NEW_AGENTS_S if is_starting else self._interval_s * (IDLE_PING_FACTOR if is_idle else 1)
+            )
 
     async def _ask(self, agent: str) -> None:
         if self._shell.machine.state.phase == ENDED:

@@ -166,6 +166,8 @@ class Shell:
                 self.log.flush()
                 return
             except StoreFullError:
+                if self.control is not None and self.control.is_lost:
+                    raise
                 await asyncio.sleep(LOG_RETRY_S)
 
     def _arm_timer(self) -> None:
@@ -262,19 +264,10 @@ class Shell:
                 message_id=post.message_id,
             )
         except BodyTooLargeError as error:
-            if isinstance(body, Assign):  # no agent can ever be given it: it fails like an attempt that failed
-                ended = ev.TaskEnded(
-                    self.clock.now_s(),
-                    post.to,
-                    body.number,
-                    body.attempt,
-                    body.incarnation,
-                    "failed",
-                    None,
-                    None,
-                    error.message,
+            if isinstance(body, Assign):  # no agent can ever be given it
+                self.intake.facts.append(
+                    ev.TaskImpossible(self.clock.now_s(), body.number, body.attempt, error.message)
                 )
-                self.intake.facts.append(ended)
                 self.wake.set()
         except BusError:  # no credit or no room: kept, and tried again in its order
             return False

@@ -21,6 +21,7 @@ QUEUED, DELAYED, ASSIGNED, DONE, FAILED, DEAD = "queued", "delayed", "assigned",
 TRANSITIONS: dict[tuple[str, str], str] = {
     (QUEUED, "assigned"): ASSIGNED,
     (QUEUED, "impossible"): DEAD,
+    (ASSIGNED, "impossible"): DEAD,
     (DELAYED, "due"): QUEUED,
     (ASSIGNED, "done"): DONE,
     (ASSIGNED, "failed_again"): DELAYED,
