@@ -47,14 +47,15 @@ class BusStats:
 
 
 class Inbound:
-    """A message in this identity's hands. `lane` is the transport's own business."""
+    """A message in this identity's hands. `lane` and `place` (where its verdict goes) are the transport's own business."""
 
-    __slots__ = ("attempt", "lane", "message")
+    __slots__ = ("attempt", "lane", "message", "place")
 
-    def __init__(self, lane: Any, message: Message, attempt: int) -> None:
+    def __init__(self, lane: Any, message: Message, attempt: int, place: Any = None) -> None:
         self.lane = lane
         self.message = message
         self.attempt = attempt
+        self.place = place
 
 
 class Transport(Protocol):

@@ -12,6 +12,11 @@ _F_GETPIPE_SZ = getattr(fcntl, "F_GETPIPE_SZ", 1032)
 MESSAGES, ACKED = "m", "a"
 
 
+def record_of(kind: str, lane: str) -> bytes:
+    """One line of the bell: short enough to be written whole or not at all (PIPE_BUF)."""
+    return f"{kind} {lane}\n".encode()
+
+
 class OwnBell:
     """The recipient's end: opened for reading and writing, so that it never sees end-of-file and senders never ENXIO while it lives."""
 
@@ -47,9 +52,8 @@ class PeerBells:
     def __init__(self) -> None:
         self._fds: dict[str, int] = {}
 
-    def ring(self, path: str, kind: str, lane: str) -> bool:
+    def ring(self, path: str, record: bytes) -> bool:
         """Ring the bell at `path`. False if nobody listens or the pipe is full; the recipient scans in both cases."""
-        record = f"{kind} {lane}\n".encode()
         for fresh in (False, True):
             fd = self._fds.get(path, -1)
             if fd < 0:

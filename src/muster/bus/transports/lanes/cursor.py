@@ -101,7 +101,8 @@ class Cursor:
         if self.is_finalised(seq):
             return False
         self._words[ACKED_RING + seq % WINDOW] = word((seq << 8) | verdict)
-        self._advance()
+        if seq == self.acked_base + 1:
+            self._advance()
         return True
 
     def _advance(self) -> None:

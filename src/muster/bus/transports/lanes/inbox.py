@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from muster.bus.transport import Inbound
 from muster.bus.transports.lanes import cursor as cursors
 from muster.bus.transports.lanes import layout
-from muster.bus.transports.lanes.bell import ACKED, OwnBell
+from muster.bus.transports.lanes.bell import ACKED, OwnBell, record_of
 from muster.bus.transports.lanes.deadletters import letter_path, store_letter
 from muster.bus.transports.lanes.inlane import DamagedLaneError, InLane
 from muster.bus.transports.lanes.words import barrier
@@ -174,6 +174,10 @@ class Inbox:
                     return None
                 continue
             if message is None:
+                if lane.fruitful:
+                    lane.fruitful = False
+                    return None
+                # Woken for nothing: the sender may have begun anew, in files that we have not open.
                 lane.reopen_if_replaced()
                 if lane.cursor is None:
                     continue
@@ -191,7 +195,8 @@ class Inbox:
         before = cursor.attempts(seq) if seq <= cursor.taken_before else 0
         attempt = cursor.count_attempt(seq)
         cursor.take(seq)
-        inbound = Inbound(lane, message, attempt)
+        lane.fruitful = True
+        inbound = Inbound(lane, message, attempt, cursor)
         if message.expires_ns and time.time_ns() > message.expires_ns:
             self.stats.expired += 1
             self._finalise(inbound, cursors.EXPIRED)
@@ -221,7 +226,7 @@ class Inbox:
             lane.skip_forged(damage)
             lane.next_seq = seq + 1
             cursor.take(seq)
-            self._finalise(Inbound(lane, letter, 0), cursors.FORGED)
+            self._finalise(Inbound(lane, letter, 0, cursor), cursors.FORGED)
             return True
         found = lane.resume_after_damage()
         if found is None:
@@ -242,15 +247,14 @@ class Inbox:
 
     def again(self, inbound: Inbound) -> int:
         """Count another delivery of a message that was given back; the number of deliveries begun."""
-        cursor = inbound.lane.cursor
-        inbound.attempt = cursor.count_attempt(inbound.message.seq) if cursor is not None else inbound.attempt + 1
+        current = inbound.lane.cursor is inbound.place
+        inbound.attempt = inbound.place.count_attempt(inbound.message.seq) if current else inbound.attempt + 1
         return inbound.attempt
 
     def uncount(self, inbound: Inbound) -> None:
         """A clean release: this delivery did not happen."""
-        cursor = inbound.lane.cursor
-        if cursor is not None:
-            cursor.uncount_attempt(inbound.message.seq)
+        if inbound.lane.cursor is inbound.place:
+            inbound.place.uncount_attempt(inbound.message.seq)
 
     def ack(self, inbound: Inbound) -> bool:
         """Finalise as done. False if it was finalised before."""
@@ -258,9 +262,7 @@ class Inbox:
 
     def kill(self, inbound: Inbound, reason: str) -> bool:
         """Finalise as dead: the letter is stored first. False if there is no room for it: the message is parked and tried again."""
-        cursor = inbound.lane.cursor
-        if cursor is None:
-            return False
+        cursor = inbound.place
         path = letter_path(f"{self._base}/inbox", inbound.lane.name, cursor.lane_id, inbound.message.seq)
         if not store_letter(path, inbound.message, reason=reason, attempts=inbound.attempt):
             self._parked.append((inbound, reason))
@@ -276,7 +278,9 @@ class Inbox:
     def _finalise(self, inbound: Inbound, verdict: int) -> bool:
         lane: InLane = inbound.lane
         cursor = lane.cursor
-        if cursor is None:
+        # A lane that began anew has another cursor: a verdict of the old one must not fall on its equal number.
+        if cursor is None or cursor is not inbound.place:
+            self._settle_suspect(inbound)
             return False
         seq = inbound.message.seq
         first = cursor.finalise(seq, verdict)
@@ -291,16 +295,19 @@ class Inbox:
             lane.wanted = max(want, lane.wanted)
             ring = True
         if ring:
-            self._bells.ring(lane.sender_bell, ACKED, layout.lane_name(self.agent, control=lane.control))
+            self._bells.ring(lane.sender_bell, record_of(ACKED, layout.lane_name(self.agent, control=lane.control)))
         if lane.blocked and cursor.can_take(lane.next_seq):
             lane.blocked = False
             self._make_ready(lane.name, lane)
+        self._settle_suspect(inbound)
+        return first
+
+    def _settle_suspect(self, inbound: Inbound) -> None:
         if inbound is self._suspect:
             self._suspect = None
             for name in sorted(self._held):
                 self._make_ready(name, self._in[name])
             self._held.clear()
-        return first
 
     @property
     def is_ready(self) -> bool:

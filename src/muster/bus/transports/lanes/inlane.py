@@ -65,6 +65,7 @@ class InLane:
         self._shelf = shelf
         self.cursor: cursors.Cursor | None = None
         self.next_seq = 1
+        self.fruitful = False  # whether this turn of the lane gave a message
         self.blocked = False  # the window is full: an ack makes the lane ready again
         self.segment_ends: deque[int] = (
             deque()

@@ -40,6 +40,7 @@ class OutLane:
         self.key = layout.lane_name(recipient, control=control)
         self._directory = f"{layout.agent_dir(store, sender)}/outbox/{self.key}"
         self._bells = bells
+        self._record = bell.record_of(bell.MESSAGES, self.name)
         self._bell_path = f"{layout.agent_dir(store, recipient)}/bell"
         self._cursor_path = f"{layout.agent_dir(store, recipient)}/inbox/{self.name}.cursor"
         self._page: Page | None = None
@@ -151,7 +152,7 @@ class OutLane:
         known = self.peer.refresh()
         due = not known or self._checked <= self.peer.taken < seq
         if due:
-            self._bells.ring(self._bell_path, bell.MESSAGES, self.name)
+            self._bells.ring(self._bell_path, self._record)
         self._checked = seq
         writer = self._writer
         writer.backlog = seq - self.peer.acked_base
@@ -164,7 +165,7 @@ class OutLane:
         known = self.peer.refresh()
         if known and self.peer.taken >= self.last_seq:
             return False
-        self._bells.ring(self._bell_path, bell.MESSAGES, self.name)
+        self._bells.ring(self._bell_path, self._record)
         return True
 
     def reclaim(self) -> None:

@@ -58,7 +58,9 @@ class LanesTransport:
         except BaseException:
             self.close()
             raise
-        self._sends = send
+        # The hot path goes straight to the halves.
+        self.take = self._inbox.take if self._inbox is not None else self._refuse_take
+        self.ack = self._inbox.ack if self._inbox is not None else self._refuse_ack
         self.put = self._outbox.put if send else self._refuse_put
         self.knows = self._outbox.knows
         self.state = self._outbox.state
@@ -75,6 +77,13 @@ class LanesTransport:
 
     def _refuse_put(self, recipient: str, _out: Outgoing) -> int:
         raise UsageError(f"this bus of {self.agent} was opened without sending; nothing was sent to {recipient}")
+
+    def _refuse_take(self, *, control_only: bool = False) -> Inbound | None:
+        del control_only
+        return self.inbox.take()
+
+    def _refuse_ack(self, inbound: Inbound) -> bool:
+        return self.inbox.ack(inbound)
 
     @property
     def inbox(self) -> Inbox:
@@ -103,9 +112,6 @@ class LanesTransport:
             self._outbox.acked(name)
         return bool(acked) or overflow
 
-    def take(self, *, control_only: bool = False) -> Inbound | None:
-        return self.inbox.take(control_only=control_only)
-
     def take_all_from(self, sender: str) -> list[Inbound]:
         return self.inbox.take_all_from(sender)
 
@@ -114,9 +120,6 @@ class LanesTransport:
 
     def scan(self) -> int:
         return self.inbox.scan()
-
-    def ack(self, inbound: Inbound) -> bool:
-        return self.inbox.ack(inbound)
 
     def kill(self, inbound: Inbound, reason: str) -> bool:
         return self.inbox.kill(inbound, reason)
