@@ -31,6 +31,17 @@ def test_a_death_is_told_when_nothing_unknown_is_left(ledger: Ledger) -> None:
     assert ledger.listing(0).exited == []
 
 
+def test_a_worker_is_dying_from_its_death_to_the_proof(ledger: Ledger) -> None:
+    ledger.started("a", 1, 100, 7)
+    assert not ledger.is_dying("a", 1)
+    ledger.died(100, None, 9, now=0.0)
+    assert ledger.find("a", 1) is None
+    assert ledger.is_dying("a", 1)
+    assert not ledger.is_dying("a", 2)
+    ledger.settle([], now=0.1)
+    assert not ledger.is_dying("a", 1)
+
+
 def test_a_stranger_is_no_worker(ledger: Ledger) -> None:
     assert not ledger.died(4711, 0, None, now=0.0)
     assert ledger.settle([], now=0.0) == []

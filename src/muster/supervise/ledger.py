@@ -54,6 +54,11 @@ class Ledger:
         pid = self._pids.get((worker, incarnation))
         return None if pid is None else self.alive[pid]
 
+    def is_dying(self, worker: str, incarnation: int) -> bool:
+        """Whether that worker is dead and its exit still to be told."""
+        key = worker, incarnation
+        return any((grave.exit.worker, grave.exit.incarnation) == key for grave in self._graves)
+
     def not_started(self, worker: str, incarnation: int, exit_status: int) -> WorkerExited:
         """A worker that could not be forked: an exit with pid 0, kept like every other."""
         entry = WorkerExited(worker=worker, incarnation=incarnation, pid=0, exit_status=exit_status, signal=None)

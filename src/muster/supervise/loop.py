@@ -191,6 +191,8 @@ class Spawner:
         if alive is not None or exited is not None:  # a repeated order gets the same answer, never a second process
             control.send(alive or exited)  # type: ignore[arg-type]
             return
+        if self.ledger.is_dying(order.worker, order.incarnation):
+            return  # its exit is on the way
         try:
             if grant_fd is None:
                 raise OSError(0, "its grant did not arrive")
