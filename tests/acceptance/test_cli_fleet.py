@@ -166,6 +166,18 @@ def test_in_front_events_are_printed_and_sigterm_brings_it_down(world: World) ->
     eventually(lambda: not world.marked(), PATIENCE_S, "no process is left")
 
 
+def test_in_front_only_the_events_of_this_life_are_shown(world: World) -> None:
+    assert world.muster("up", "-d").returncode == 0
+    assert world.muster("down").returncode == 0
+    front = world.start("up", "--json")
+    assert front.stdout is not None
+    front.stdout.readline()
+    front.send_signal(signal.SIGINT)
+    done = world.finish(front)
+    events = [json.loads(line).get("event") for line in done.stdout.splitlines()]
+    assert events.count("fleet.ended") == 1
+
+
 def test_a_fleet_whose_front_is_killed_goes_down(world: World) -> None:
     front = world.start("up")
     assert front.stdout is not None

@@ -62,6 +62,18 @@ def sources(store: Path, agent: str | None) -> list[_File]:
     return files
 
 
+def marks(store: Path) -> dict[Path, tuple[int, int]]:
+    """Where every file ends now, as (inode, bytes): what follows belongs to the life that is about to begin."""
+    found = {}
+    for file in sources(store, None):
+        try:
+            status = os.stat(file.path)
+        except OSError:
+            continue
+        found[file.path] = (status.st_ino, status.st_size)
+    return found
+
+
 def _names(directory: Path) -> list[str]:
     try:
         return sorted(os.listdir(directory))
@@ -69,16 +81,26 @@ def _names(directory: Path) -> list[str]:
         return []
 
 
-def entries(store: Path, agent: str | None, *, follow: bool, ended: Callable[[], bool]) -> Iterator[dict[str, Any]]:
+def entries(
+    store: Path,
+    agent: str | None,
+    *,
+    follow: bool,
+    ended: Callable[[], bool],
+    after: dict[Path, tuple[int, int]] | None = None,
+) -> Iterator[dict[str, Any]]:
     """Log entries, oldest first: `at` (ISO 8601 or None), `source`, `event` and its facts, or `line`.
 
     Args:
         agent: Only what concerns this agent (also events of the coordinator that name it).
         follow: Go on until `ended()` says that the fleet is down.
+        after: Leave out what stood in the files at these `marks`.
     """
     files = sources(store, agent)
     if agent is not None and agent != "coordinator":
         files = [_File(store / f"{EVENTS}.1", "coordinator"), _File(store / EVENTS, "coordinator"), *files]
+    for file in files:
+        file.inode, file.at = (after or {}).get(file.path, (0, 0))
     while True:
         last = follow and ended()
         found = [entry for file in files for entry in _parsed(file, agent)]

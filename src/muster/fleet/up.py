@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,8 @@ class Started:
     started_at: float
     #: Signals that came before `watch` could act on them (only in front).
     signals: list[int] = field(default_factory=list)
+    #: Where the logs of earlier lives end.
+    log_marks: dict[Path, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -87,7 +90,8 @@ def start(file: Path, flags: dict[str, Any], *, store_root: str | None, detach: 
     noted: list[int] = []
     if not detach:  # behind, Ctrl-C ends the waiting, not the fleet
         note_signals(noted)
-    return Started(spec, store, start_spawner(store, entries(), foreground=not detach), started_at, noted)
+    marks = logs.marks(store)
+    return Started(spec, store, start_spawner(store, entries(), foreground=not detach), started_at, noted, marks)
 
 
 def _check_kind(kind: AgentSpec) -> None:
@@ -171,7 +175,7 @@ def watch(fleet: Started, say: Callable[[dict[str, Any]], None]) -> int:
         mode = "drain" if len(signals) == 1 else "now"
         say(
             {
-                "at": None,
+                "at": _now(),
                 "source": "muster",
                 "event": "fleet.stopping",
                 "mode": mode,
@@ -195,7 +199,7 @@ def watch(fleet: Started, say: Callable[[dict[str, Any]], None]) -> int:
                 _reap_strangers(fleet.spawner.pid)
             return ended
 
-        for entry in logs.entries(fleet.store, None, follow=True, ended=is_over):
+        for entry in logs.entries(fleet.store, None, follow=True, ended=is_over, after=fleet.log_marks):
             say(entry)
         try:
             return fleet.spawner.wait(5.0)
@@ -204,6 +208,10 @@ def watch(fleet: Started, say: Callable[[dict[str, Any]], None]) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _reap_strangers(spawner: int) -> None:

@@ -22,6 +22,7 @@ def command(name: str | None, as_json: bool, store: str | None, fleet: str | Non
     Work in hand may finish within the fleet's grace; what has not begun is handed back. Messages that nobody read are kept for the next
     start.
     """
+    from muster.bus.store import unread
     from muster.fleet import places, up
     from muster.fleet.durations import format_duration, parse_duration
     from muster.fleet.logs import last_event
@@ -31,9 +32,13 @@ def command(name: str | None, as_json: bool, store: str | None, fleet: str | Non
     status = up.down(found, now=now, timeout_s=parse_duration(wait, "--wait"))
     took_s = time.monotonic() - started_at
     ended = last_event(found.store, "fleet.ended") or {}
+    kept = unread(found.store) if found.store.exists() else 0
     facts = {key: value for key, value in ended.items() if key not in ("at", "event", "source")}
     if as_json:
-        print_json({"fleet": found.name, "exit_status": status, "took_s": round(took_s, 3), **facts})
+        print_json(
+            {"fleet": found.name, "exit_status": status, "took_s": round(took_s, 3), "unread_kept": kept, **facts}
+        )
     else:
-        sys.stdout.write(f"{found.name} is down ({format_duration(took_s)})\n")
+        note = f"; {kept} unread messages are kept for the next start" if kept else ""
+        sys.stdout.write(f"{found.name} is down ({format_duration(took_s)}){note}\n")
     return 0
