@@ -295,3 +295,26 @@ def test_an_unlinked_segment_is_never_one_that_still_holds_an_unacked_message(tm
     assert segment.list_segments(str(directory))[0] > 21
     sender.transport.close()
     recipient.transport.close()
+
+
+def test_an_ack_of_the_old_lane_does_not_finalise_the_equal_number_of_the_new_one(tmp_path: Path) -> None:
+    import shutil
+
+    store = fresh(tmp_path, "equal")
+    recipient, sender = Bus(transport(store, "bob")), Bus(transport(store, "alice"))
+    sender.post("bob", "old")
+    old = recipient.receive_nowait()
+    assert old is not None
+    sender.transport.close()
+    shutil.rmtree(store / "agents/alice/outbox/bob")
+    sender = Bus(transport(store, "alice"))
+    receipt = sender.post("bob", "new")
+    new = recipient.receive_nowait()
+    assert new is not None
+    assert (old.seq, new.seq, new.body) == (1, 1, "new")
+    old.ack()
+    assert receipt.state == "taken"
+    new.ack()
+    assert receipt.state == "acked"
+    sender.transport.close()
+    recipient.transport.close()
