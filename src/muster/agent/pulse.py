@@ -48,6 +48,8 @@ class Pulse:
         self._interval_s = limits.HEARTBEAT_BUSY_S
         self._timer: asyncio.TimerHandle | None = None
         self._due_s = 0.0
+        #: The depth of an inbox is read from files of its senders: not with every beat.
+        self._depth_due_s = 0.0
         self._metrics_due_s = loop.time() + fleet.metrics_interval_s
         self._counted: dict[str, tuple[int, ...]] = {runner.setting.agent: (0,) * len(_COUNTED) for runner in runners}
         self._verdicts: dict[str, str] = {runner.setting.agent: "healthy" for runner in runners}
@@ -95,7 +97,9 @@ class Pulse:
         for runner in living:
             vitals = Vitals(lag_s, fds, fds_max(), len(runner.outbox), self._pss_bytes)
             self._judge(runner, vitals)
-            self._publish(runner, vitals)
+            self._publish(runner, vitals, with_depth=now >= self._depth_due_s)
+        if now >= self._depth_due_s:
+            self._depth_due_s = now + limits.HEARTBEAT_IDLE_S
         if now >= self._metrics_due_s:
             self._metrics_due_s = now + self._fleet.metrics_interval_s
             if is_busy:
@@ -104,13 +108,14 @@ class Pulse:
         if is_busy:
             self._remains.reap()
 
-    def _publish(self, runner: Runner, vitals: Vitals) -> None:
+    def _publish(self, runner: Runner, vitals: Vitals, *, with_depth: bool) -> None:
         page = runner.page
         page.beat()
         page.set("pss_bytes", vitals.pss_bytes // max(1, len(self._runners)))
         page.set("fds", vitals.fds)
         page.set("loop_lag_us", int(vitals.loop_lag_s * 1e6))
-        page.set("inbox_depth", runner.bus.depth())
+        if with_depth:
+            page.set("inbox_depth", runner.bus.depth())
 
     def _judge(self, runner: Runner, vitals: Vitals) -> None:
         agent = runner.setting.agent

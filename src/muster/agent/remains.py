@@ -55,6 +55,7 @@ class Remains:
     def __init__(self) -> None:
         #: Main processes of running attempts: each is waited for by its own attempt and by nobody else.
         self.mains: set[int] = set()
+        self._listing = _Listing()
         #: Handlers at work in this process; their subprocesses are the worker's children, too, and theirs to reap.
         self.handlers = 0
 
@@ -64,7 +65,10 @@ class Remains:
 
     def is_clear(self) -> bool:
         """Whether nothing is left of any attempt whose main process or handler has ended. The common case, and cheap."""
-        return has_no_children() if self.is_idle else set(children_of(os.getpid())) == self.mains
+        if self.is_idle:
+            return has_no_children()
+        children = self._listing.read()
+        return (set(children_of(os.getpid())) if children is None else children) == self.mains
 
     def clear(self, marks: Marks) -> bool:
         """End what is left of an attempt whose main process or handler has ended. True: proven that nothing is left.
@@ -90,6 +94,26 @@ class Remains:
         for _ in range(50):
             if not sweep_orphans(()):
                 return
+
+
+class _Listing:
+    """The kernel's list of this process's children, kept open: with many agents in a worker it is read after every task."""
+
+    def __init__(self) -> None:
+        self._fd = -1
+        # Children hang below threads. Commands are started, and orphans adopted, by the main one; while it is alone, its list is all.
+        with contextlib.suppress(OSError):
+            self._fd = os.open(f"/proc/self/task/{os.getpid()}/children", os.O_RDONLY | os.O_CLOEXEC)
+
+    def read(self) -> set[int] | None:
+        """The children, or None if this list may not be all of them."""
+        try:
+            if self._fd < 0 or os.stat("/proc/self/task").st_nlink != 3:
+                return None
+            raw = os.pread(self._fd, 4096, 0)
+        except OSError:
+            return None
+        return set(map(int, raw.split())) if len(raw) < 2048 else None  # longer lists come in pieces
 
 
 def has_no_children() -> bool:
