@@ -69,3 +69,23 @@ async def test_what_waited_comes_first_when_everybody_is_heard_again(buses: dict
         assert found is not None
         assert (found.body, found.attempt) == (number, 1)
         found.ack()
+
+
+async def test_ones_own_depth_is_what_everybody_else_sees(buses: dict[str, Bus]) -> None:
+    alice, bob = buses["alice"], buses["bob"]
+    alice.listen_to(())
+    for number in range(4):
+        bob.post("alice", number)
+    bob.post("alice", "urgent", priority="control")
+    urgent = await alice.receive(timeout_s=5)
+    assert urgent is not None
+    assert alice.depth() == bob.depth("alice") == 5
+    urgent.ack()
+    assert alice.depth() == bob.depth("alice") == 4
+    alice.listen_to(None)
+    taken = [await alice.receive(timeout_s=5) for _ in range(4)]
+    assert alice.depth() == bob.depth("alice") == 4
+    for delivery in taken:
+        assert delivery is not None
+        delivery.ack()
+    assert alice.depth() == bob.depth("alice") == 0

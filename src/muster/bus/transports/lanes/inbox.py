@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from muster.bus.transport import Inbound
 from muster.bus.transports.lanes import cursor as cursors
-from muster.bus.transports.lanes import layout
+from muster.bus.transports.lanes import inspect, layout
 from muster.bus.transports.lanes.bell import ACKED, OwnBell, record_of
 from muster.bus.transports.lanes.deadletters import letter_path, store_letter
 from muster.bus.transports.lanes.inlane import DamagedLaneError, InLane
@@ -318,6 +318,18 @@ class Inbox:
     def holds_back(self) -> bool:
         """Whether more may be stored than `take` gives now: it waits until a suspect, or a full window, is finalised."""
         return self._suspect is not None or any(lane.blocked for lane in self._in.values())
+
+    def depth(self) -> int:
+        """Messages stored here and not finalised, as far as bells and looks have told; opens only lanes with something untaken."""
+        depth = 0
+        waiting = {*self._ready, *self._ready_control, *self._unheard, *self._held}
+        for name, lane in self._in.items():
+            if name in waiting or lane.blocked:
+                view = inspect.view_lane(self.store, lane.sender, self.agent, control=lane.control)
+                depth += view.depth if view is not None else 0
+            elif lane.cursor is not None:
+                depth += max(0, lane.cursor.taken - lane.cursor.acked_base)
+        return depth
 
     def close(self) -> None:
         """What is in hand stays untouched and is delivered again to whoever comes next."""

@@ -142,6 +142,8 @@ class LanesTransport:
         return layout.roster(self.store)
 
     def depth(self, agent: str) -> int:
+        if agent == self.agent and self._inbox is not None:
+            return self._inbox.depth()
         return inspect.inbox_depth(self.store, agent)
 
     def close(self) -> None:
