@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from muster.coordinator.tasks import Task
 
 #: Mean time of an attempt above which nothing is prefetched: the way to the coordinator takes milliseconds.
-PREFETCH_ATTEMPT_S_MAX = 0.5
+PREFETCH_ATTEMPT_S_MAX = 0.2
 
 
 def enqueue(state: State, task: Task) -> None:

@@ -129,8 +129,10 @@ class Machine:
             enqueue(state, task)
             return
         taken_s = state.now_s - task.assigned_s
+        worked_s = state.now_s - max(task.assigned_s, agent.freed_s) if agent.slots == 1 else taken_s
+        agent.freed_s = state.now_s
         mean_s = state.attempt_mean_s
-        state.attempt_mean_s = taken_s if mean_s is None else mean_s + (taken_s - mean_s) * _MEAN_WEIGHT
+        state.attempt_mean_s = worked_s if mean_s is None else mean_s + (worked_s - mean_s) * _MEAN_WEIGHT
         if fact.outcome == "done":
             agent.done += 1
             state.latency.add(taken_s)

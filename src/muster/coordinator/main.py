@@ -258,7 +258,7 @@ class Coordinator:
         self._health.sweep()
         error = finish.error
         exit_status = finish.exit_status
-        report = reports.build(shell, self._health, self._collector, self._pinger)
+        report = reports.build(shell, self._health, self._collector, self._pinger, self._spec.started_unix_s)
         try:
             await self._close_results()
             if self._spec.run is not None and self._spec.run.report is not None:

@@ -17,24 +17,22 @@ if TYPE_CHECKING:
     from muster.health.monitor import HealthMonitor
     from muster.metrics.collector import Collector
 
-#: Set by the front door: when the `muster` process began, so that ready and duration are what the user waited.
-STARTED_ENV = "MUSTER_STARTED_UNIX_S"
+#: A front door that began longer before its fleet than this was not waiting for it (the store was started again).
+WAIT_MAX_S = 600.0
 
 
-def started_unix_s(fleet_started_s: float) -> float:
+def wait_began_s(fleet_started_s: float, told_s: float) -> float:
     """When the user's wait began: the front door's start if it is known and plausible, else the fleet's."""
-    try:
-        told = float(os.environ.get(STARTED_ENV, ""))
-    except ValueError:
-        return fleet_started_s
-    return told if 0 <= fleet_started_s - told <= 3600 else fleet_started_s
+    return told_s if 0 <= fleet_started_s - told_s <= WAIT_MAX_S else fleet_started_s
 
 
-def build(shell: Shell, health: HealthMonitor, collector: Collector, pinger: Pinger | None) -> dict[str, Any]:
+def build(
+    shell: Shell, health: HealthMonitor, collector: Collector, pinger: Pinger | None, told_start_s: float = 0.0
+) -> dict[str, Any]:
     """The report as a JSON-ready object. Times are seconds unless their name says otherwise; None is "not known"."""
     state = shell.machine.state
     counters = state.counters
-    began_s = started_unix_s(state.started_s)
+    began_s = wait_began_s(state.started_s, told_start_s)
     unrecorded = Counter(shell.unrecorded.values())
     done = counters.done - unrecorded["done"]
     failed = counters.failed + counters.dead - unrecorded["failed"] - unrecorded["dead"]

@@ -66,6 +66,8 @@ class Agent(msgspec.Struct, array_like=True):
     in_busy: bool = False
     done: int = 0
     failed: int = 0
+    #: When an attempt last ended here: what was prefetched cannot have begun before.
+    freed_s: float = 0.0
 
 
 class Counters(msgspec.Struct, array_like=True):

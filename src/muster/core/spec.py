@@ -88,6 +88,8 @@ class FleetSpec(msgspec.Struct, frozen=True, kw_only=True):
     #: Directory on disk for task output too large for a message; made by the front door, removed with the store.
     spool: str | None = None
     debug: bool = False
+    #: Wall time when the user's wait began (the start of the `muster` process): ready and duration are counted from there. 0: not known.
+    started_unix_s: float = 0.0
 
 
 def roster(spec: FleetSpec) -> list[str]:

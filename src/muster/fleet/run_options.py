@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from muster.core.spec import AgentSpec, FleetSpec, HaltSpec, RetrySpec, RunSpec
 from muster.core.template import expand, expand_shell, has_placeholder
 from muster.errors import CommandNotFoundError, ConfigError
 from muster.fleet.inputs import Inputs
+from muster.supervise.platform import start_time_of
 
 #: More agents than this on one machine are a slip of the keyboard.
 JOBS_MAX = 10_000
@@ -22,6 +24,8 @@ JOBS_MAX = 10_000
 #: a run starts fewer processes. Measured with 2,000 x `true` and 50 jobs on two cores: 5.2 s of CPU with one agent per worker, 4.2 s with
 #: five, 4.0 s with ten, whose longer turns already cost time on the clock.
 AGENTS_PER_COMMAND_WORKER_MAX = 5
+#: A process older than this was not started for the run that it starts.
+PROCESS_YOUNG_S = 10.0
 #: The kind of agent that a run has; its identities are w-1 … w-N.
 KIND = "w"
 
@@ -118,6 +122,7 @@ class RunOptions:
             ephemeral=True,
             spool=str(spool),
             debug=self.debug,
+            started_unix_s=wait_began_unix_s(),
         )
 
     def command_lines(self) -> Iterator[tuple[int, str, str]]:
@@ -190,3 +195,16 @@ def default_jobs() -> int:
         return len(os.sched_getaffinity(0))
     except AttributeError:
         return os.cpu_count() or 1
+
+
+def wait_began_unix_s() -> float:
+    """When whoever waits for this run began to wait: the start of this process if it was made for the run, else now.
+
+    A command line's process is young when it gets here; a program that runs muster from within may be hours old.
+    """
+    now = time.time()
+    ticks = start_time_of(os.getpid())
+    if ticks is None or not hasattr(time, "CLOCK_BOOTTIME"):
+        return now
+    age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    return now - age_s if 0 <= age_s <= PROCESS_YOUNG_S else now
