@@ -53,6 +53,7 @@ class Bus:
         if self._loop is not None and transport.fileno() >= 0:
             self._loop.add_reader(transport.fileno(), self._on_bell)
             self._later(limits.SWEEP_S * random.uniform(0.75, 1.25), self._sweep)
+            self._later(limits.RERING_S, self._resume)
 
     @classmethod
     async def open(
@@ -184,8 +185,6 @@ class Bus:
             correlation_id=request.id, causation_id=request.id, hops=request.hops + 1,
         )  # fmt: skip
 
-    # ------------------------------------------------------------------ receiving
-
     def receive_nowait(self) -> Delivery | None:
         """The next delivery if there is one now. Replies to asks are handed to whoever asked, not returned here."""
         while True:
@@ -278,13 +277,11 @@ class Bus:
             if not self._take_reply(inbound):
                 self._local.append(inbound)
 
-    # ------------------------------------------------------------------ finishing deliveries
-
     def _ack(self, inbound: Inbound) -> None:
         self.stats.acked += 1
         self.transport.ack(inbound)
-        if self._receivers and self.transport.is_ready:  # the window or a suspect had held lanes back
-            self._receivers.wake()
+        if self.transport.is_ready and (self._receivers or self._wakers):  # the window or a suspect had held lanes back
+            self._news()
 
     def _nack(self, inbound: Inbound, reason: str, delay_s: float) -> None:
         self.stats.nacked += 1
@@ -319,8 +316,10 @@ class Bus:
         self._hear()
         if self._asks and not self._receivers:
             self._pump_replies()
-        if self._receivers:
-            self._receivers.wake()
+        self._news()
+
+    def _news(self) -> None:
+        self._receivers.wake()
         for call in self._wakers:
             call()
 
@@ -343,6 +342,12 @@ class Bus:
         handle = self._loop.call_later(delay_s, fire)
         self._timers.add(handle)
 
+    def _resume(self) -> None:
+        """Late enough that a short life never pays for it: take over the lanes of whoever held this identity before."""
+        if not self.closed:
+            self.transport.resume()
+            self._tick()
+
     def _tick(self) -> None:
         """While something we sent is untaken or a sealed segment waits to be freed: ring again, reclaim. Else no timer runs."""
         self._tick_handle = None
@@ -354,14 +359,10 @@ class Bus:
     def _sweep(self) -> None:
         if self.closed:
             return
-        self.transport.scan()
+        self.transport.sweep()
         if self.transport.is_ready:
-            self._receivers.wake()
-            for call in self._wakers:
-                call()
+            self._news()
         self._later(limits.SWEEP_S * random.uniform(0.75, 1.25), self._sweep)
-
-    # ------------------------------------------------------------------ looking, closing
 
     def roster(self) -> list[str]:
         """Every agent of the fleet, by name."""

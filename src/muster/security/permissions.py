@@ -74,12 +74,12 @@ def write_private(path: Path, data: bytes) -> None:
     temporary = path.with_name(f"tmp-{os.getpid()}-{os.urandom(4).hex()}")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(fd, view) :]
-    finally:
-        os.close(fd)
-    try:
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
+        finally:
+            os.close(fd)
         os.link(temporary, path)  # link refuses to overwrite; rename would not
     finally:
         os.unlink(temporary)

@@ -196,8 +196,14 @@ class MemoryTransport:
     def ring_again(self) -> bool:
         return False
 
+    def resume(self) -> None:
+        """Nothing is left over in one process."""
+
     def scan(self) -> int:
         return 0
+
+    def sweep(self) -> None:
+        """Nothing to find."""
 
     def on_bell(self) -> bool:
         try:

@@ -54,8 +54,10 @@ class Cursor:
         self.acked_base = self._own(ACKED_BASE)
         #: Highest number taken before this process came; up to it, what is not finalised was in flight when a process ended.
         self.taken_before = self.taken
-        # A crash may have come between a slot and the base that follows from it.
+        # A crash may have come between a slot and the base, or between the base and the credit, that follow from it.
         self._advance()
+        if self._own(CREDIT) != self.acked_base + limits.LANE_CREDIT:
+            self._words[CREDIT] = word(self.acked_base + limits.LANE_CREDIT)
 
     def _own(self, index: int) -> int:
         value = value_of(self._words[index])

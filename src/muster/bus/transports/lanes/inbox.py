@@ -16,7 +16,7 @@ from muster.bus.transports.lanes.inlane import DamagedLaneError, InLane
 from muster.bus.transports.lanes.words import barrier
 from muster.core import limits
 from muster.core.message import Message
-from muster.errors import InvalidNameError
+from muster.errors import ForkedBusError, InvalidNameError
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -36,6 +36,7 @@ class Inbox:
         self.agent = agent
         self.stats = stats
         self.attempts_max = limits.ATTEMPTS_MAX
+        self._pid = os.getpid()
         self._keyring = keyring
         self._bells = bells
         self._base = layout.agent_dir(store, agent)
@@ -119,8 +120,18 @@ class Inbox:
         self._retry_parked()
         return found
 
+    def sweep(self) -> None:
+        """The safety net: a scan whose finds are counted, because a working bell leaves it none."""
+        before = {*self._ready, *self._ready_control}
+        self.scan()
+        for name in (*self._ready, *self._ready_control):
+            if name not in before:
+                self._in[name].swept = True
+
     def take(self, *, control_only: bool = False) -> Inbound | None:
         """The next message, control class first, lanes in turn; its attempt is counted and its number published before it is returned."""
+        if os.getpid() != self._pid:
+            raise ForkedBusError("this bus was opened before a fork; join again in the child")
         inbound = self._take_ready(self._ready_control)
         if inbound is None and not control_only:
             inbound = self._take_ready(self._ready)
@@ -158,13 +169,14 @@ class Inbox:
                         return None
                 except OSError:  # full store, no spare cursor: the sweep comes back to it
                     return None
+                self._tell_acked(lane, 0)  # the last holder of this inbox may have died before it rang for its last ack
             cursor = lane.cursor
             assert cursor is not None
             seq = lane.next_seq
             if not cursor.can_take(seq):
                 lane.blocked = True
                 return None
-            if alone and self._suspect is not None and not lane.control:
+            if alone and self._suspect is not None and self._is_suspect(lane, cursor, seq):
                 self._held.add(lane.name)
                 return None
             try:
@@ -178,9 +190,9 @@ class Inbox:
                     lane.fruitful = False
                     return None
                 # Woken for nothing: the sender may have begun anew, in files that we have not open.
-                lane.reopen_if_replaced()
-                if lane.cursor is None:
+                if lane.reopen_if_replaced():
                     continue
+                lane.swept = False
                 return None
             if message.seq != lane.next_seq or (seq <= cursor.taken_before and cursor.is_finalised(seq)):
                 lane.next_seq = message.seq + 1
@@ -189,10 +201,19 @@ class Inbox:
             if inbound is not None:
                 return inbound
 
+    @staticmethod
+    def _is_suspect(lane: InLane, cursor: cursors.Cursor, seq: int) -> bool:
+        """In flight when a process died: it may be what kills its readers. Suspects run one at a time until each is finalised.
+
+        Fresh messages go on beside them: one that is in flight when the suspect kills again becomes a suspect itself, so its counter
+        rises once and not with every death.
+        """
+        return not lane.control and seq <= cursor.taken_before and cursor.attempts(seq) > 0
+
     def _begin(self, lane: InLane, cursor: cursors.Cursor, message: Message) -> Inbound | None:
         seq = message.seq
         lane.next_seq = seq + 1
-        before = cursor.attempts(seq) if seq <= cursor.taken_before else 0
+        suspect = self._is_suspect(lane, cursor, seq)
         attempt = cursor.count_attempt(seq)
         cursor.take(seq)
         lane.fruitful = True
@@ -204,10 +225,10 @@ class Inbox:
         if attempt > self.attempts_max:
             self.kill(inbound, f"delivered {attempt - 1} times without being finalised")
             return None
-        if before and not lane.control:
-            # In flight when a process died: it may be what kills its readers, so nothing runs beside it until it is finalised.
+        if suspect:
             self._suspect = inbound
         self.stats.received += 1
+        self.stats.sweeps_found += lane.swept
         return inbound
 
     def _heal(self, lane: InLane, cursor: cursors.Cursor, damage: DamagedLaneError) -> bool:
@@ -235,7 +256,7 @@ class Inbox:
         for lost in range(seq, found):
             if not cursor.can_take(lost):
                 lane.next_seq, lane.blocked = lost, True
-                lane.close()
+                lane.seek_again()  # once acks have made room, the damage is met again and healed from here on
                 return False
             cursor.take(lost)
             cursor.finalise(lost, cursors.DAMAGED)
@@ -266,6 +287,7 @@ class Inbox:
         path = letter_path(f"{self._base}/inbox", inbound.lane.name, cursor.lane_id, inbound.message.seq)
         if not store_letter(path, inbound.message, reason=reason, attempts=inbound.attempt):
             self._parked.append((inbound, reason))
+            self._settle_suspect(inbound)  # it runs nowhere now: a store that is full must go on being drained
             return False
         self.stats.dead += 1
         return self._finalise(inbound, cursors.DEAD)
@@ -276,6 +298,8 @@ class Inbox:
             self.kill(inbound, reason)
 
     def _finalise(self, inbound: Inbound, verdict: int) -> bool:
+        if os.getpid() != self._pid:
+            raise ForkedBusError("this bus was opened before a fork; join again in the child")
         lane: InLane = inbound.lane
         cursor = lane.cursor
         # A lane that began anew has another cursor: a verdict of the old one must not fall on its equal number.
@@ -284,23 +308,28 @@ class Inbox:
             return False
         seq = inbound.message.seq
         first = cursor.finalise(seq, verdict)
-        base = cursor.acked_base
+        self._tell_acked(lane, seq)
+        if lane.blocked and cursor.can_take(lane.next_seq):
+            lane.blocked = False
+            self._make_ready(lane.name, lane)
+        self._settle_suspect(inbound)
+        return first
+
+    def _tell_acked(self, lane: InLane, seq: int) -> None:
+        """The bell in the other direction: ring iff `base_checked < want <= acked_base`, or `seq` is wanted, or a segment is free."""
+        assert lane.cursor is not None
+        base = lane.cursor.acked_base
         ring = False
         while lane.segment_ends and base >= lane.segment_ends[0]:
             lane.segment_ends.popleft()
             ring = True
         barrier()  # mirrors the sender: it stores `want`, barrier, looks at the verdict
         want = lane.sender_wants()
-        if want < 0 or (want > lane.wanted and (want <= base or want == seq)):
-            lane.wanted = max(want, lane.wanted)
+        if want < 0 or (want and (lane.base_checked < want <= base or want == seq)):
             ring = True
+        lane.base_checked = base
         if ring:
             self._bells.ring(lane.sender_bell, record_of(ACKED, layout.lane_name(self.agent, control=lane.control)))
-        if lane.blocked and cursor.can_take(lane.next_seq):
-            lane.blocked = False
-            self._make_ready(lane.name, lane)
-        self._settle_suspect(inbound)
-        return first
 
     def _settle_suspect(self, inbound: Inbound) -> None:
         if inbound is self._suspect:

@@ -70,10 +70,12 @@ class InLane:
         self.segment_ends: deque[int] = (
             deque()
         )  # last numbers of sealed segments read past; acking one is news for the sender
-        self.wanted = 0
+        self.base_checked = 0  # the last `acked_base` for which this process finished the ack bell's check
+        self.swept = False  # made ready by the sweep, not by a bell
         self._lane_id = b""
         self._crc = 0
         self._fd = -1
+        self._first = 0
         self._page_fd = -1
         self._at = 0
         self._buffer = b""
@@ -98,10 +100,22 @@ class InLane:
         self.next_seq = self.cursor.acked_base + 1
         return True
 
-    def reopen_if_replaced(self) -> None:
-        """At a silent tail: an unlinked page or a foreign lane id means that the sender began anew."""
+    def reopen_if_replaced(self) -> bool:
+        """At a silent tail: an unlinked page or segment means that the sender began anew. True if there is reason to read again."""
         if self._page_fd >= 0 and os.fstat(self._page_fd).st_nlink == 0:
             self.close()
+            return True
+        if self._fd >= 0 and os.fstat(self._fd).st_nlink == 0:  # replaced after an interrupted roll
+            self.seek_again()
+            return True
+        return False
+
+    def seek_again(self) -> None:
+        """Forget where `next_seq` stands; the next read finds it anew by path."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        self._buffer, self._buffer_at = b"", 0
 
     def _open_segment(self) -> bool:
         """Open the segment that holds `next_seq` and walk to it. False if it is not there (yet)."""
@@ -115,10 +129,11 @@ class InLane:
             length, kind = stored & 0xFFFFFFFF, (stored >> 32) & 0xFF
             if kind != DATA or stored != commit_word(self._crc, seq, length, kind):
                 found = self._search(seq)
-                if found is None:
-                    return True
+                if found is None or found[1] > self.next_seq:
+                    raise DamagedLaneError(
+                        "damaged"
+                    )  # it reaches to `next_seq`; what is lost is counted by whoever heals
                 self._at, seq = found
-                self.next_seq = max(self.next_seq, seq)
                 continue
             self._at += 8 + padded(length)
             seq += 1
@@ -145,7 +160,7 @@ class InLane:
             return False
         if self._fd >= 0:
             os.close(self._fd)
-        self._fd, self._at = fd, HEADER_BYTES
+        self._fd, self._at, self._first = fd, HEADER_BYTES, first
         self._buffer, self._buffer_at = b"", HEADER_BYTES
         return True
 
@@ -192,6 +207,7 @@ class InLane:
 
     def _next_segment(self) -> bool:
         """Past a seal. A sealed segment without a successor means "not yet" (rule S)."""
+        barrier()  # rule B's last look, as before every fresh read
         old = os.fstat(self._fd)
         end = self.next_seq - 1
         name = f"{self.directory}/{segment_name(self.next_seq)}"
@@ -257,7 +273,9 @@ class InLane:
             self._at, seq = found
             self._buffer, self._buffer_at = b"", self._at
             return seq
-        later = [first for first in list_segments(self.directory) if first > self.next_seq]
+        # A damaged seal: the next segment begins with the very number that is looked for.
+        current = self._first if self._fd >= 0 else 0
+        later = [first for first in list_segments(self.directory) if first >= self.next_seq and first != current]
         if later and self._attach(later[0]):
             return later[0]
         return None
@@ -291,3 +309,5 @@ class InLane:
         if self.cursor is not None:
             self.cursor.close()
             self.cursor = None
+        self.segment_ends.clear()
+        self.blocked, self.base_checked = False, 0

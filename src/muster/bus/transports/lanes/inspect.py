@@ -36,6 +36,7 @@ class LaneView(NamedTuple):
     last: int
     taken: int
     acked_base: int
+    segments: int
 
     @property
     def depth(self) -> int:
@@ -77,7 +78,8 @@ def view_lane(store: Path, sender: str, recipient: str, *, control: bool) -> Lan
     if lane_id is None:
         return None
     last = 0
-    for first in reversed(list_segments(directory)):
+    firsts = list_segments(directory)
+    for first in reversed(firsts):
         last = first - 1
         try:
             for seq, _content in frames_of(directory, lane_id, first):
@@ -90,7 +92,7 @@ def view_lane(store: Path, sender: str, recipient: str, *, control: bool) -> Lan
     )
     try:
         peer.refresh()
-        return LaneView(sender, recipient, control, lane_id, last, peer.taken, peer.acked_base)
+        return LaneView(sender, recipient, control, lane_id, last, peer.taken, peer.acked_base, len(firsts))
     finally:
         peer.close()
 

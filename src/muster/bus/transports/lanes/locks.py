@@ -15,7 +15,7 @@ import time
 
 from muster.security.permissions import open_private
 
-_held: dict[str, int] = {}
+_held: dict[tuple[int, int], int] = {}  # (device, inode) -> descriptor
 _guard = threading.Lock()
 _owner_pid = os.getpid()
 # struct flock on 64-bit Linux: short l_type, short l_whence, off_t l_start, off_t l_len, pid_t l_pid
@@ -35,32 +35,58 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
+def _key(path: str) -> tuple[int, int] | None:
+    """The file behind `path`: one file has many spellings, and its lock is one."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 def acquire(path: str, *, wait_s: float = 0.0) -> bool:
     """Take the lock of `path` for this process, waiting up to `wait_s`. False if another process, or this one already, holds it."""
     deadline = time.monotonic() + wait_s
     while True:
         with _guard:
-            if path not in _held:
-                fd = open_private(path, os.O_RDWR | os.O_CREAT)
-                try:
-                    fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except (BlockingIOError, PermissionError):
-                    os.close(fd)
-                except BaseException:
-                    os.close(fd)
-                    raise
-                else:
-                    _held[path] = fd
-                    return True
+            if _try_lock(path):
+                return True
         if time.monotonic() >= deadline:
             return False
         time.sleep(min(_POLL_S, max(0.0, deadline - time.monotonic())))
 
 
+def _try_lock(path: str) -> bool:
+    if _key(path) in _held:  # opening it a second time would drop the lock when that descriptor is closed
+        return False
+    fd = open_private(path, os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        locked = os.fstat(fd)
+        key = (locked.st_dev, locked.st_ino)
+        if _key(path) != key:  # removed or replaced between opening and locking: this lock guards nothing
+            os.close(fd)
+            return False
+    except (BlockingIOError, PermissionError):
+        os.close(fd)
+        return False
+    except BaseException:
+        os.close(fd)
+        raise
+    _held[key] = fd
+    return True
+
+
 def release(path: str) -> None:
     """Give the lock back. Releasing one that is not held changes nothing."""
     with _guard:
-        fd = _held.pop(path, None)
+        key = _key(path)
+        if key is None:  # the file was removed below us: find it by what is open
+            gone = [held for held, fd in _held.items() if os.fstat(fd).st_nlink == 0]
+            for held in gone:
+                os.close(_held.pop(held))
+            return
+        fd = _held.pop(key, None)
         if fd is not None:
             os.close(fd)
 
@@ -68,7 +94,7 @@ def release(path: str) -> None:
 def holder(path: str) -> int | None:
     """The pid of the living process that holds the lock, or None. This is proof, not a guess: the kernel answers."""
     with _guard:
-        if path in _held:
+        if _key(path) in _held:
             return os.getpid()
         try:
             fd = open_private(path, os.O_RDWR)

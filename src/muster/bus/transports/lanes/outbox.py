@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from muster.bus.transports.lanes import layout
+from muster.bus.transports.lanes import inspect, layout
 from muster.bus.transports.lanes.outlane import OutLane
 from muster.core.names import agent_id
-from muster.errors import ForkedBusError, UnknownAgentError
+from muster.errors import ForkedBusError, InvalidNameError, UnknownAgentError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -81,6 +81,19 @@ class Outbox:
             lane.reclaim()
             remaining = remaining or lane.holds_sealed
         return remaining
+
+    def resume(self) -> None:
+        """Open the lanes that an earlier holder left with something to do: untaken messages to ring for, segments to reclaim."""
+        for key in os.listdir(f"{layout.agent_dir(self._store, self._agent)}/outbox"):
+            if key in self.lanes:
+                continue
+            try:
+                recipient, control = layout.parse_lane_name(key)
+            except InvalidNameError:
+                continue
+            view = inspect.view_lane(self._store, self._agent, recipient, control=control)
+            if view is not None and (view.last > view.taken or view.segments > 1) and self.knows(recipient):
+                self._open(recipient, control=control)
 
     def acked(self, name: str) -> None:
         """A recipient's bell told of acks on this lane."""

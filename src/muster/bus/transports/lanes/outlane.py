@@ -46,19 +46,25 @@ class OutLane:
         self._page: Page | None = None
         self._checked = 0  # rule B's c: the last number for which this process finished the bell check
         self._explicit: OrderedDict[bytes, int] = OrderedDict()
+        #: How often the lane's files were removed below us; what was unread then is lost.
+        self.times_lost = 0
         self._open()
 
     def _open(self) -> None:
         lane_id = self._existing_lane_id() or self._begin()
         self._use(lane_id)
         # Segments were removed behind our back: the numbers we would give next were taken already and would never be delivered.
-        if self.peer.refresh() and self.peer.taken > self._writer.next_seq - 1:
+        if self._is_rewound() and self._is_rewound():  # twice: a torn word must not cost a lane
             self._writer.close()
             self.peer.close()
             self._use(self._begin())
 
+    def _is_rewound(self) -> bool:
+        return self.peer.refresh() and self.peer.taken > self._writer.next_seq - 1
+
     def _use(self, lane_id: bytes) -> None:
         self.lane_id = lane_id
+        self._page_inode = os.stat(f"{self._directory}/lane", follow_symlinks=False).st_ino
         self._writer = SegmentWriter(self._directory, lane_id)
         self.peer = cursor.PeerCursor(self._cursor_path, lane_id)
         self._explicit.clear()
@@ -117,7 +123,10 @@ class OutLane:
         if out.explicit:
             earlier = self._explicit.get(out.message_id)
             if earlier is not None:
+                self.ring_if_due(self.last_seq)  # the first call may have died between its commit and its ring
                 return earlier
+        if self.peer.taken >= self._writer.next_seq - 1 > 0 and not self._still_there():
+            self._open_anew()  # somebody removed the outbox; what was unread is gone, what comes now is not
         seq = self._writer.settle()
         if seq > self.peer.credit:
             self._refuse_without_credit(seq)
@@ -134,6 +143,20 @@ class OutLane:
             self._remember(out.message_id, seq)
         self.ring_if_due(seq)
         return seq
+
+    def _still_there(self) -> bool:
+        """Whether the lane's page is still the one that was opened: asked when the lane is drained, and by the safety net."""
+        try:
+            return os.stat(f"{self._directory}/lane", follow_symlinks=False).st_ino == self._page_inode
+        except FileNotFoundError:
+            return False
+
+    def _open_anew(self) -> None:
+        self.close()
+        self._page = None
+        self._checked = 0
+        self.times_lost += 1
+        self._open()
 
     def _refuse_without_credit(self, seq: int) -> None:
         self.peer.reopen_if_gone()
@@ -162,8 +185,12 @@ class OutLane:
 
     def ring_again(self) -> bool:
         """Ring if messages are still untaken (the sender's safety net); False when everything was taken."""
+        self.peer.reopen_if_gone()
         known = self.peer.refresh()
         if known and self.peer.taken >= self.last_seq:
+            return False
+        if not self._still_there():
+            self._open_anew()
             return False
         self._bells.ring(self._bell_path, self._record)
         return True

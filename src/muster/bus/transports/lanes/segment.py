@@ -87,6 +87,7 @@ class SegmentWriter:
         self._at = 0
         self._size = 0
         self._first = 1
+        self._inode = 0
         self.next_seq = 1
         #: (first number, last number) of sealed segments that still exist, oldest first.
         self.sealed: list[tuple[int, int]] = []
@@ -121,12 +122,23 @@ class SegmentWriter:
                 os.unlink(f"{self._directory}/{name}")
         previous: int | None = None
         for first in list_segments(self._directory):
+            if self._is_foreign(first):  # of the lane that ours replaced: a crash came before it was unlinked
+                os.unlink(f"{self._directory}/{segment_name(first)}")
+                continue
             if previous is not None:
                 self.sealed.append((previous, first - 1))
             self._attach(first)
             previous = first
         if self._map is not None:
             self.settle()
+
+    def _is_foreign(self, first: int) -> bool:
+        fd = open_private(f"{self._directory}/{segment_name(first)}", os.O_RDONLY)
+        try:
+            parsed = parse_header(os.pread(fd, HEADER_BYTES, 0))
+        finally:
+            os.close(fd)
+        return parsed is not None and parsed[0] != self._lane_id
 
     def _attach(self, first: int) -> None:
         fd = open_private(f"{self._directory}/{segment_name(first)}", os.O_RDWR)
@@ -138,15 +150,17 @@ class SegmentWriter:
                     f"segment {segment_name(first)} of {self._directory} is damaged", path=self._directory
                 )
             mapped = mmap.mmap(fd, size)
+            inode = os.fstat(fd).st_ino
         finally:
             os.close(fd)
-        self._use(mapped, size, first)
+        self._use(mapped, size, first, inode)
 
-    def _use(self, mapped: mmap.mmap, size: int, first: int) -> None:
+    def _use(self, mapped: mmap.mmap, size: int, first: int, inode: int) -> None:
         self._unmap()
         self._map, self._size = mapped, size
         self._words = memoryview(mapped).cast("Q")
         self._at, self.next_seq, self._sealed_tail = HEADER_BYTES, first, False
+        self._inode = inode
         self._first = first
 
     def _unmap(self) -> None:
@@ -244,26 +258,46 @@ class SegmentWriter:
     def _roll(self, length: int) -> None:
         """Prepare the new segment, seal the old one, then rename: in this order no reader can wait in the wrong file."""
         first = self.next_seq
+        if self._sealed_tail and self._adopt_successor(first):
+            return
         temporary = f"{self._directory}/tmp-{os.getpid()}-{first}"
         fd, size = self._allocate(temporary, first, self._next_size(length), length)
         try:
             populate = mmap.MAP_POPULATE if hasattr(mmap, "MAP_POPULATE") and size <= CALM_BYTES_MAX else 0
             mapped = mmap.mmap(fd, size, flags=mmap.MAP_SHARED | populate)
+            inode = os.fstat(fd).st_ino
         finally:
             os.close(fd)
         if self._map is not None and not self._sealed_tail:
             self._words[self._at >> 3] = commit_word(self._crc, first, 0, SEAL)
             self._sealed_tail = True
         os.rename(temporary, f"{self._directory}/{segment_name(first)}")
+        self._note_sealed(first)
+        self._use(mapped, size, first, inode)
+
+    def _note_sealed(self, first: int) -> None:
         if (
             self._map is not None and first > self._first
-        ):  # an empty one was replaced by the rename, it has the same name
+        ):  # an empty one was replaced by the rename: it has the same name
             self.sealed.append((self._first, first - 1))
-        self._use(mapped, size, first)
+
+    def _adopt_successor(self, first: int) -> bool:
+        """Use a successor that exists already: an earlier roll was interrupted after its rename. Replacing it would strand its readers."""
+        try:
+            inode = os.stat(f"{self._directory}/{segment_name(first)}", follow_symlinks=False).st_ino
+        except FileNotFoundError:
+            return False
+        if inode == self._inode:  # the current one, empty and sealed
+            return False
+        self._note_sealed(first)
+        self._attach(first)
+        self.settle()
+        return True
 
     def reclaim(self, acked_base: int) -> bool:
         """Unlink sealed segments whose every frame is finalised. `acked_base` was read twice by the caller. True if any went."""
         gone = False
+        acked_base = min(acked_base, self.next_seq - 1)
         while self.sealed and self.sealed[0][1] <= acked_base:
             first, _last = self.sealed.pop(0)
             with contextlib.suppress(FileNotFoundError):

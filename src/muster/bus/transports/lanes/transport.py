@@ -66,6 +66,7 @@ class LanesTransport:
         self.state = self._outbox.state
         self.want = self._outbox.want
         self.ring_again = self._outbox.ring_again
+        self.resume = self._outbox.resume
 
     def _lock(self, path: str, wait_s: float) -> None:
         if not locks.acquire(path, wait_s=wait_s):
@@ -120,6 +121,9 @@ class LanesTransport:
 
     def scan(self) -> int:
         return self.inbox.scan()
+
+    def sweep(self) -> None:
+        self.inbox.sweep()
 
     def kill(self, inbound: Inbound, reason: str) -> bool:
         return self.inbox.kill(inbound, reason)

@@ -24,26 +24,30 @@ CHECK_FACTOR: Final = 0x9E3779B97F4A7C15
 MASK_64: Final = (1 << 64) - 1
 _HEADER: Final = struct.Struct("<8s16sII")
 
-_barrier_lock = threading.Lock()
-_acquire, _release = _barrier_lock.acquire, _barrier_lock.release
-_acquire()
+
+class _OfThread(threading.local):
+    """A lock of each thread's own, held except inside `barrier`: nobody else can be in its way."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.lock.acquire()
+
+
+_own = _OfThread()
 
 
 def barrier() -> None:
-    """A full memory barrier: releasing and taking a private lock is an atomic read-modify-write on every supported processor."""
-    _release()
-    _acquire()
+    """A full memory barrier: releasing, then taking, a private lock is an atomic read-modify-write on every supported processor.
 
-
-def _renew_barrier() -> None:
-    """The child of a fork made between release and acquire (in another thread) would wait for ever: start with a fresh lock."""
-    global _barrier_lock, _acquire, _release
-    _barrier_lock = threading.Lock()
-    _acquire, _release = _barrier_lock.acquire, _barrier_lock.release
-    _acquire()
-
-
-os.register_at_fork(after_in_child=_renew_barrier)
+    In this order: taking and then releasing would let later loads move up on weakly ordered ones.
+    """
+    lock = _own.lock
+    try:
+        lock.release()
+    except RuntimeError:  # a signal handler raised between the two lines of an earlier call
+        lock.acquire()
+        lock.release()
+    lock.acquire()
 
 
 def word(value: int) -> int:
