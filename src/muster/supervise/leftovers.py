@@ -1,8 +1,10 @@
 """What a crashed spawner left behind: found by record and by mark, killed, proven dead before anything starts again.
 
-Two sources, because each misses something: the record (every process the spawner forked, with its start time and boot)
-misses commands whose worker is dead; the mark (MUSTER_STORE_ID in the environment) misses forks without exec and
-cleared environments.
+Three sources, because each misses something: the record (every process the spawner forked, with its start time and boot)
+misses commands whose worker is dead; the mark (MUSTER_STORE_ID in the environment) misses forks without exec and cleared
+environments; the sessions of the commands that the agents' status pages name miss what left its session. A process that
+did all of this, detached itself twice and cleared its environment, while every process above it was killed, is found by
+nobody.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from muster.errors import SpawnFailedError
@@ -70,6 +72,10 @@ def recorded(store: Path) -> list[tuple[int, int]]:
     """(pid, start_time) of every process that an earlier spawner of `store` forked since this boot and that still
     lives.
     """
+    return [(pid, start_time) for pid, start_time in _lines_of_this_boot(store) if not tree.is_gone(pid, start_time)]
+
+
+def _lines_of_this_boot(store: Path) -> list[tuple[int, int]]:
     try:
         lines = (store / RECORD).read_text("ascii", errors="replace").splitlines()
     except OSError:
@@ -77,12 +83,7 @@ def recorded(store: Path) -> list[tuple[int, int]]:
     found = []
     for line in lines:
         pid, start_time, boot = [*line.split(), "", "", ""][:3]
-        if (
-            boot == platform.boot_id()
-            and pid.isdigit()
-            and start_time.isdigit()
-            and not tree.is_gone(int(pid), int(start_time))
-        ):
+        if boot == platform.boot_id() and pid.isdigit() and start_time.isdigit():
             found.append((int(pid), int(start_time)))
     return found
 
@@ -90,8 +91,42 @@ def recorded(store: Path) -> list[tuple[int, int]]:
 def find_leftovers(store: Path, store_id: str) -> list[tuple[int, int]]:
     """(pid, start_time) of living processes of a fleet that has no living spawner. Never the caller and its ancestors."""
     ours = _lineage()
-    both = {*recorded(store), *tree.find_marked(store_id)}
-    return sorted((pid, start) for pid, start in both if pid not in ours and not tree.is_gone(pid, start))
+    found = {*recorded(store), *tree.find_marked(store_id), *in_sessions(_sessions(store))}
+    return sorted((pid, start) for pid, start in found if pid not in ours and not tree.is_gone(pid, start))
+
+
+def _sessions(store: Path) -> dict[int, int]:
+    """Session -> start time of its leader: every command runs in a session of its own, which its agent's page names.
+
+    A page is believed only if its worker stands in the record of this boot: pids of an earlier boot mean nothing.
+    """
+    from muster.agent.status import read_status
+    from muster.bus.store import roster
+
+    workers = set(_lines_of_this_boot(store))
+    pages = (read_status(store, agent) for agent in roster(store)) if workers else ()
+    return {
+        page.child_pid: page.child_start_time
+        for page in pages
+        if page is not None and page.child_pid and (page.pid, page.start_time) in workers
+    }
+
+
+def in_sessions(sessions: Mapping[int, int]) -> list[tuple[int, int]]:
+    """(pid, start_time) of living processes in one of `sessions`.
+
+    A session's number is not given again while the session has members; if a process with that number lives and is not
+    the leader we know, the session is somebody else's.
+    """
+    ours = {sid: start for sid, start in sessions.items() if platform.start_time_of(sid) in (None, start)}
+    if not ours:
+        return []
+    stats = ((pid, platform.stat_of(pid)) for pid in platform.process_ids())
+    return [
+        (pid, stat.start_time)
+        for pid, stat in stats
+        if stat is not None and stat.start_time >= ours.get(stat.session, 1 << 62)
+    ]
 
 
 def reap_leftovers(store: Path, store_id: str, deadline_s: float = _DEADLINE_S) -> list[int]:

@@ -43,6 +43,7 @@ class Stat(NamedTuple):
     parent: int
     state: str
     start_time: int
+    session: int = 0
 
 
 # --------------------------------------------------------------------------- what a process does to itself
@@ -117,7 +118,7 @@ def stat_of(pid: int) -> Stat | None:
     fields = text[text.rfind(b")") + 2 :].split()
     if len(fields) < 20:
         return None
-    return Stat(int(fields[1]), fields[0].decode(), int(fields[19]))
+    return Stat(int(fields[1]), fields[0].decode(), int(fields[19]), int(fields[3]))
 
 
 def start_time_of(pid: int) -> int | None:
