@@ -51,7 +51,11 @@ class World:
         return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
     def start(self, *words: str, **more: Any) -> subprocess.Popen[bytes]:
-        """Start a command line in a session of its own."""
+        """Start a command line in a session of its own, with Ctrl-C as a terminal gives it.
+
+        A shell that runs the tests in the background ignores SIGINT, which its children inherit and muster respects.
+        """
+        before = signal.signal(signal.SIGINT, signal.SIG_DFL)
         process = subprocess.Popen(
             [*MUSTER, *words],
             stdin=more.pop("stdin", subprocess.DEVNULL),
@@ -60,7 +64,9 @@ class World:
             env={**self.env, **more.pop("env", {})},
             cwd=self.work,
             start_new_session=True,
+            bufsize=0,  # a test may read a line, and `communicate` the rest: nothing may wait in a buffer between them
         )
+        signal.signal(signal.SIGINT, before)
         self.started.append(process)
         return process
 
@@ -143,7 +149,9 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
 
 def wait_for_lines(path: Path, count: int) -> None:
     """Until a results file has that many lines."""
-    eventually(lambda: path.exists() and path.read_bytes().count(b"\n") >= count, PATIENCE_S, f"{count} lines in {path.name}")
+    eventually(
+        lambda: path.exists() and path.read_bytes().count(b"\n") >= count, PATIENCE_S, f"{count} lines in {path.name}"
+    )
 
 
 def until(deadline_s: float) -> float:

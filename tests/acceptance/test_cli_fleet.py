@@ -175,7 +175,7 @@ def test_in_front_only_the_events_of_this_life_are_shown(world: World) -> None:
     front.send_signal(signal.SIGINT)
     done = world.finish(front)
     events = [json.loads(line).get("event") for line in done.stdout.splitlines()]
-    assert events.count("fleet.ended") == 1
+    assert events.count("fleet.ended") == 1, (done.stdout, done.stderr)
 
 
 def test_a_fleet_whose_front_is_killed_goes_down(world: World) -> None:

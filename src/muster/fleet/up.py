@@ -168,46 +168,37 @@ def _alive(pid: int) -> bool:
 
 def watch(fleet: Started, say: Callable[[dict[str, Any]], None]) -> int:
     """Stay in front of a fleet until it has ended: pass on signals, show its events. Returns its exit status."""
-    signals: list[int] = []
+    acted_on = 0
 
-    def on_signal(number: int, _frame: object) -> None:
-        signals.append(number)
-        mode = "drain" if len(signals) == 1 else "now"
-        say(
-            {
-                "at": _now(),
-                "source": "muster",
-                "event": "fleet.stopping",
-                "mode": mode,
-                "signal": signal.Signals(number).name,
-            }
-        )
-        with contextlib.suppress(FleetNotRunningError, TimeoutError):
-            fleet.spawner.stop("drain" if mode == "drain" else "now", signal.Signals(number).name, timeout_s=2.0)
+    def act_on_signals() -> None:
+        # Handlers only note signals: the spawner's client is no place to be interrupted and entered again.
+        nonlocal acted_on
+        while acted_on < len(fleet.signals):
+            number, mode = fleet.signals[acted_on], "now" if acted_on else "drain"
+            try:
+                fleet.spawner.stop("now" if acted_on else "drain", signal.Signals(number).name, timeout_s=2.0)
+            except TimeoutError:
+                return  # asked again at the next look
+            except FleetNotRunningError:
+                pass
+            acted_on += 1
+            name = signal.Signals(number).name
+            say({"at": _now(), "source": "muster", "event": "fleet.stopping", "mode": mode, "signal": name})
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, on_signal) for number in numbers}
+    def is_over() -> bool:
+        if os.getpid() == 1:
+            _reap_strangers(fleet.spawner.pid)
+        if select.select([fleet.spawner.fileno()], [], [], 0)[0]:
+            return True
+        act_on_signals()
+        return False
+
+    for entry in logs.entries(fleet.store, None, follow=True, ended=is_over, after=fleet.log_marks):
+        say(entry)
     try:
-        for early in fleet.signals:
-            on_signal(early, None)
-        ended = False
-
-        def is_over() -> bool:
-            nonlocal ended
-            ended = ended or bool(select.select([fleet.spawner.fileno()], [], [], 0)[0])
-            if os.getpid() == 1:
-                _reap_strangers(fleet.spawner.pid)
-            return ended
-
-        for entry in logs.entries(fleet.store, None, follow=True, ended=is_over, after=fleet.log_marks):
-            say(entry)
-        try:
-            return fleet.spawner.wait(5.0)
-        except (FleetNotRunningError, TimeoutError):
-            return 1
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        return fleet.spawner.wait(5.0)
+    except (FleetNotRunningError, TimeoutError):
+        return 1
 
 
 def _now() -> str:
