@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import psutil
+
 from benchmarks.harness import MissingContenderError
 from muster.bus.store import add_agent, create_store
 
@@ -71,6 +73,14 @@ class RedisServer:
     def __init__(self) -> None:
         self._stack = contextlib.ExitStack()
         self._socket: str | None = None
+        self._pid = 0
+
+    def cpu_s(self) -> float:
+        """Processor time that the server has used so far; 0 while it does not run."""
+        if self._pid == 0:
+            return 0.0
+        spent = psutil.Process(self._pid).cpu_times()
+        return float(spent.user + spent.system)
 
     def socket(self) -> str:
         """Path of its socket. Raises MissingContenderError."""
@@ -96,6 +106,7 @@ class RedisServer:
             stderr=subprocess.DEVNULL,
         )
         self._stack.callback(_end, process)
+        self._pid = process.pid
         deadline = time.monotonic() + _START_S
         while True:
             with contextlib.suppress(redis.ConnectionError), redis.Redis(unix_socket_path=path) as client:
@@ -107,7 +118,7 @@ class RedisServer:
 
     def close(self) -> None:
         self._stack.close()
-        self._socket = None
+        self._socket, self._pid = None, 0
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
