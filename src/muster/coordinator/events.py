@@ -221,6 +221,8 @@ class Record(msgspec.Struct):
     outcome: str
     input: Any = None
     evidence: list[str] = []
+    source: str = ""
+    asker: str = ""
 
 
 class SpawnWorker(msgspec.Struct):

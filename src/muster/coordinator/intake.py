@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from muster.coordinator import events as ev
 from muster.coordinator.tasks import NUMBER_MAX, UNKNOWN
+from muster.core.message import EXTRA_REPLY_TO
 from muster.core.names import OPERATOR
-from muster.core.protocol import Drained, ExitSeen, InputEnd, Ready, Refused, Result, Stop, Submit
+from muster.core.protocol import Drained, ExitSeen, InputEnd, Ready, Refused, Result, Stop, Submit, TaskInput
 from muster.errors import BodyEncodingError
 
 if TYPE_CHECKING:
@@ -31,9 +32,11 @@ class Intake:
         self.results: ResultsOfTurn = {}
         self.acks: list[Delivery] = []
         self.exits: list[ExitSeen] = []
+        self._last_given = 0  # the highest task number given to a message in this life
         self._makers: dict[str, Callable[[Delivery], None]] = {
             "task.result": self._result,
             "task.submit": self._submit,
+            "task": self._task,
             "agent.ready": self._ready,
             "task.refused": self._refused,
             "agent.drained": self._drained,
@@ -49,7 +52,7 @@ class Intake:
 
     def take(self, delivery: Delivery) -> None:
         """Make a fact of a delivery, or pass it to the service that deals with its type; what nobody knows becomes a dead letter."""
-        make = self._makers.get(delivery.type)
+        make = self._makers.get(delivery.type.partition("@")[0])
         try:
             if make is not None:
                 make(delivery)
@@ -96,6 +99,17 @@ class Intake:
             if outcomes.get(task.number) == UNKNOWN:
                 self._shell.outputs.expect(task.number)
         self.facts.append(ev.TasksSubmitted(self._shell.clock.now_s(), tasks))
+        self.acks.append(delivery)
+
+    def _task(self, delivery: Delivery) -> None:
+        """A task by message: the body is its input, "task@KIND" names who may do it; an ask gets its end as the reply."""
+        codes = self._shell.machine.state.outcomes.codes
+        self._last_given = max(self._last_given, len(codes.rstrip(b"\0")) - 1) + 1
+        message = delivery.message
+        asker = delivery.sender if EXTRA_REPLY_TO in message.extras else ""
+        kind = delivery.type.partition("@")[2]
+        task = TaskInput(self._last_given, delivery.body, kind, None, f"{delivery.sender}:{delivery.id}", asker)
+        self.facts.append(ev.TasksSubmitted(self._shell.clock.now_s(), [task]))
         self.acks.append(delivery)
 
     def _ready(self, delivery: Delivery) -> None:

@@ -179,7 +179,7 @@ def finish_task(state: State, task: Task, how: str, out: list[Effect]) -> None:
     else:
         counters.done += 1
     evidence = task.evidence
-    out.append(Record(task.number, task.attempt, task.agent, how, task.input, evidence))
+    out.append(Record(task.number, task.attempt, task.agent, how, task.input, evidence, task.source, task.asker))
     plan = state.plan
     if plan.halt != "never" and state.phase == st.RUNNING and counters.failed + counters.dead >= plan.halt_after:
         now = plan.halt == "now"

@@ -39,7 +39,19 @@ from muster.coordinator.events import (
     WorkerStarted,
 )
 from muster.coordinator.state import Ending, State
-from muster.coordinator.tasks import ASSIGNED, DEAD, DELAYED, DONE, FAILED, NUMBER_MAX, OPEN, UNKNOWN, Task, backoff_s
+from muster.coordinator.tasks import (
+    ASSIGNED,
+    DEAD,
+    DELAYED,
+    DONE,
+    FAILED,
+    NUMBER_MAX,
+    OPEN,
+    SOURCES_MAX,
+    UNKNOWN,
+    Task,
+    backoff_s,
+)
 
 #: Weight of the newest attempt in the mean that decides about prefetching.
 _MEAN_WEIGHT = 1 / 16
@@ -100,8 +112,12 @@ class Machine:
             number = given.number
             if not 0 < number <= NUMBER_MAX or outcomes.get(number) != UNKNOWN:
                 continue  # submitted before: nothing changes
+            if given.source:
+                if given.source in state.sources:
+                    continue  # the message came again after a crash
+                state.sources = [*state.sources, given.source][-SOURCES_MAX:]
             kind = given.kind if len(state.kinds) > 1 or given.kind not in state.kinds else ""
-            task = Task(number, given.input, kind, given.timeout_s)
+            task = Task(number, given.input, kind, given.timeout_s, source=given.source, asker=given.asker)
             outcomes.set(number, OPEN)
             state.tasks[number] = task
             state.counters.submitted += 1

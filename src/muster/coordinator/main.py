@@ -93,7 +93,8 @@ async def _coordinate(store: Path, control_fd: int) -> int:
         notes = Notes(store)
         stack.callback(notes.close)
         machine, records = log.recover()
-        outputs = OutputFlow(bus, store, keep_order=spec.run is not None and spec.run.keep_order)
+        run = spec.run
+        outputs = OutputFlow(bus, store, keep_order=run is not None and run.keep_order, is_shown=run is not None)
         shell = Shell(bus, machine, log, None, outputs, notes)
         coordinator = Coordinator(store, spec, shell)
         shell.control = ControlSocket(control_fd, shell.wake.set)

@@ -69,8 +69,10 @@ def forget_files(result: Result | TaskOutput) -> None:
 class OutputFlow:
     """The way to the operator. `is_jammed` asks the fleet to assign nothing more for now."""
 
-    def __init__(self, bus: Bus, store: Path, *, keep_order: bool) -> None:
+    def __init__(self, bus: Bus, store: Path, *, keep_order: bool, is_shown: bool = True) -> None:
+        """`is_shown`: the fleet is a run, whose operator prints outputs; a standing fleet's ends are told to who asked."""
         self._bus = bus
+        self._is_shown = is_shown
         self._lock = str(store / "agents" / OPERATOR / "inbox.lock")
         self._waiting: deque[Output] = deque()
         self._waiting_bytes = 0
@@ -121,6 +123,9 @@ class OutputFlow:
 
     def end(self, number: int, body: TaskOutput | None, delivery: Delivery | None) -> None:
         """A task is over and its line is on disk; pass its output on and ack `delivery` once that is done."""
+        if body is not None and not self._is_shown:
+            forget_files(body)
+            body = None
         if self._held_dir is None:
             if body is not None:
                 self._post(Output(body, delivery))

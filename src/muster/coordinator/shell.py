@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from muster.coordinator import events as ev
+from muster.coordinator.answers import answer
 from muster.coordinator.intake import Intake
 from muster.coordinator.outputs import OutputFlow, forget_files, output_of
 from muster.coordinator.results import ResultsFile, line_of, line_without_result
@@ -205,6 +206,8 @@ class Shell:
         outputs = self.outputs
         for record, result, delivery in ended:
             body = output_of(result, record.agent) if result is not None else None
+            if record.asker:
+                answer(self.bus, record, result)
             outputs.end(record.number, body, delivery)
             if body is None and result is not None:
                 forget_files(result)
@@ -232,6 +235,8 @@ class Shell:
                 self.unrecorded[record.number] = record.outcome
                 return
             self.missing.discard(record.number)
+        if record.asker:
+            answer(self.bus, record, result)
         self.outputs.end(result.number, output_of(result, record.agent), delivery)
 
     def record_dead_again(self) -> None:

@@ -161,6 +161,8 @@ class State:
         self.attempt_mean_s: float | None = None
         self.latency = LatencyHistogram()
         self.results_base_bytes = 0
+        #: Ids of the newest messages that became tasks.
+        self.sources: list[str] = []
 
 
 class Snapshot(msgspec.Struct, array_like=True):
@@ -184,7 +186,7 @@ class Snapshot(msgspec.Struct, array_like=True):
 
 _SCALARS = (
     "phase", "started_s", "life", "now_s", "live_workers", "input_ended", "input_total", "admission_open", "roll", "ready_s",
-    "attempt_mean_s", "results_base_bytes", "ready", "held", "kinds_out",
+    "attempt_mean_s", "results_base_bytes", "ready", "held", "kinds_out", "sources",
 )  # fmt: skip
 _decoder = msgspec.msgpack.Decoder(Snapshot)
 

@@ -39,6 +39,10 @@ NUMBER_MAX = 50_000_000
 EVIDENCE_MAX = 8
 
 
+#: Messages that became tasks are remembered, so that one that is delivered again makes no second task.
+SOURCES_MAX = 1024
+
+
 class Task(msgspec.Struct, array_like=True):
     """A task that is not over. `attempt` is the fencing token: it grows with every assignment and is never reused."""
 
@@ -54,6 +58,8 @@ class Task(msgspec.Struct, array_like=True):
     incarnation: int = 0
     assigned_s: float = 0.0
     evidence: list[str] = []
+    source: str = ""
+    asker: str = ""
 
     def move(self, cause: str) -> None:
         """Change state as the table says. Raises KeyError for a move that is not in it."""

@@ -23,6 +23,8 @@ class TaskInput(msgspec.Struct, array_like=True, frozen=True):
     input: Any
     kind: str = ""  # agent kind that may run it; "" = any
     timeout_s: float | None = None
+    source: str = ""  # id of the message it came from, so that a redelivery makes no second task
+    asker: str = ""  # who gets its end as a reply to that message; "" = nobody
 
 
 class Submit(msgspec.Struct, frozen=True, kw_only=True):
