@@ -1,6 +1,6 @@
 """Runs a command per attempt.
 
-The life of an attempt: fill the template → start the command in a session of its own → its pidfd becomes readable → reap it → prove that
+The life of an attempt: fill the template → start the command in a session of its own → it ends and is reaped → prove that
 nothing of its tree is left, killing what is (`remains`) → read its output → report. All of it happens in callbacks of the event loop;
 nothing waits, and no process is started besides the command itself.
 """
@@ -11,7 +11,6 @@ import contextlib
 import errno
 import os
 import signal
-import threading
 from typing import TYPE_CHECKING, Any
 
 from muster.agent.attempt import Ended, Ending, input_text, result_of
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from muster.agent.attempt import AgentSetting, Attempt
+    from muster.agent.exits import Exits
     from muster.agent.launch import Launcher
     from muster.agent.remains import Remains
 
@@ -47,9 +47,10 @@ class _NotStartedError(Exception):
 class CommandExecutor:
     """Works on attempts of one agent by running its kind's command."""
 
-    def __init__(self, setting: AgentSetting, launcher: Launcher, remains: Remains) -> None:
+    def __init__(self, setting: AgentSetting, launcher: Launcher, exits: Exits, remains: Remains) -> None:
         self.setting = setting
         self.launcher = launcher
+        self.exits = exits
         self.remains = remains
         self.loop: asyncio.AbstractEventLoop = setting.loop
         self.stop_signal = signal_number(setting.kind.stop_signal)
@@ -133,7 +134,7 @@ class CommandExecutor:
 class _Running:
     """One attempt from its start to its report."""
 
-    __slots__ = ("_attempt", "_captures", "_ended", "_looks", "_owner", "_pidfd", "_session", "_timers", "_tries")
+    __slots__ = ("_attempt", "_captures", "_ended", "_looks", "_owner", "_session", "_timers", "_tries")
 
     def __init__(self, owner: CommandExecutor, attempt: Attempt, ended: Ended) -> None:
         self._owner = owner
@@ -141,7 +142,6 @@ class _Running:
         self._ended = ended
         self._captures: tuple[Capture, Capture] | None = None
         self._session = 0  # of the main process that has ended
-        self._pidfd = -1
         self._timers: list[asyncio.TimerHandle] = []
         self._tries = 0
         self._looks = 0
@@ -163,7 +163,7 @@ class _Running:
             return
         attempt.pid = pid
         owner.remains.mains.add(pid)
-        self._watch(pid)
+        owner.exits.watch(pid, self._exited)
         if attempt.timeout_s is not None:
             self._timers.append(owner.loop.call_later(attempt.timeout_s, self._timed_out))
 
@@ -204,30 +204,11 @@ class _Running:
 
     # ------------------------------------------------------------------ the end
 
-    def _watch(self, pid: int) -> None:
-        try:
-            self._pidfd = os.pidfd_open(pid)
-        except (AttributeError, OSError):  # no pidfds here, or none left: a thread waits
-            threading.Thread(target=self._wait_in_thread, args=(pid,), daemon=True).start()
-            return
-        self._owner.loop.add_reader(self._pidfd, self._exited, pid)
-
-    def _wait_in_thread(self, pid: int) -> None:
-        status = _reap(pid)
-        with contextlib.suppress(RuntimeError):  # the loop has been closed: the worker is ending
-            self._owner.loop.call_soon_threadsafe(self._exited, pid, status)
-
-    def _exited(self, pid: int, status: int | None = None) -> None:
-        if self._pidfd >= 0:
-            self._owner.loop.remove_reader(self._pidfd)
-            os.close(self._pidfd)
-            self._pidfd = -1
+    def _exited(self, status: int) -> None:
         self._cancel_timers()
-        if status is None:
-            status = _reap(pid)
-        self._owner.remains.mains.discard(pid)
+        self._session = self._attempt.pid
+        self._owner.remains.mains.discard(self._session)
         self._attempt.pid = 0
-        self._session = pid
         self._clear(status)
 
     def _clear(self, status: int) -> None:
@@ -286,14 +267,6 @@ class _Running:
                 send(pid, sig)
                 if sig != signal.SIGKILL:
                     return
-
-
-def _reap(pid: int) -> int:
-    """The wait status of a child that has ended, or when it ends."""
-    try:
-        return os.waitpid(pid, 0)[1]
-    except ChildProcessError:  # reaped by a handler's careless wait for any child: how it ended is unknown
-        return 0xFF00
 
 
 def _explain(error: LaunchError, name: str, cwd: str | None) -> tuple[MusterError, int]:

@@ -22,6 +22,7 @@ import msgspec
 
 from muster.agent.attempt import AgentSetting
 from muster.agent.command import CommandExecutor, identity
+from muster.agent.exits import Exits
 from muster.agent.handler import HandlerExecutor
 from muster.agent.launch import Launcher, mark_close_on_exec
 from muster.agent.pulse import Pulse
@@ -120,6 +121,7 @@ class Worker:
         mark_close_on_exec()
         self._watch_for_the_end()
         self._launcher = Launcher()
+        self._exits = Exits(self._loop)
         self._redirect()
         try:
             for agent in self._grant.agents:
@@ -163,7 +165,7 @@ class Worker:
 
     def _executor(self, setting: AgentSetting) -> Executor:
         if setting.kind.command is not None:
-            return CommandExecutor(setting, self._launcher, self._remains)
+            return CommandExecutor(setting, self._launcher, self._exits, self._remains)
         if self._is_alone:
             os.environ.update(identity(setting))  # for the handler and the programs it starts
         captures = self._is_alone and setting.kind.slots == 1
@@ -255,6 +257,7 @@ class Worker:
             await hosted.close()
         self._remains.kill_all()
         self._loop.remove_reader(self._lifeline)
+        self._exits.close()
         self._launcher.close()
 
 
