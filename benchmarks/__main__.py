@@ -17,12 +17,12 @@ import time
 
 from rich.console import Console
 
-from benchmarks import case_fleet, case_many, case_message, case_round_trip, case_run, case_sign
+from benchmarks import case_fleet, case_many, case_message, case_round_trip, case_run, case_sign, case_work
 from benchmarks.harness import Case, Outcome, as_json, measure
 from benchmarks.setting import REDIS, fetch_programs, machine, versions
 from benchmarks.table import print_table
 
-_MODULES = (case_message, case_sign, case_round_trip, case_many, case_run, case_fleet)
+_MODULES = (case_message, case_sign, case_round_trip, case_many, case_run, case_work, case_fleet)
 
 
 def chosen(only: str | None) -> list[Case]:
