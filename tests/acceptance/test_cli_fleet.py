@@ -240,3 +240,30 @@ def test_an_agents_command_cannot_speak_as_somebody_else(world: World) -> None:
     done = world.muster("run", "-j", "1", "--shell", f": {{}}; {muster} send --as operator w-1 lie", ":::", "x")
     assert done.returncode == 1
     assert "cannot speak as 'operator'" in done.stderr
+
+
+def test_what_could_not_be_printed_is_not_acked(harbour: World) -> None:
+    assert harbour.muster("send", "desk", "precious").returncode == 0
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    lost = harbour.start("recv", "--as", "desk", stdout=write_end)
+    os.close(write_end)
+    assert harbour.finish(lost).returncode == 128 + signal.SIGPIPE
+    assert harbour.muster("recv", "--as", "desk").stdout == "operator: precious\n"
+
+
+def test_a_process_that_is_no_descendant_cannot_use_an_agents_socket(world: World) -> None:
+    process = world.start(
+        "run", "-j", "1", "--shell", "echo $MUSTER_SOCKET > address.new; mv address.new address; sleep {}", ":::", "60"
+    )
+    address = world.work / "address"
+    eventually(address.exists, PATIENCE_S, "the address of the agent's socket")
+    stranger = {"MUSTER_SOCKET": address.read_text().strip(), "MUSTER_AGENT": "w-1"}
+    refused = world.muster("send", "operator", "lie", env=stranger)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("muster: ")
+    assert "Traceback" not in refused.stderr
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
+    assert "lie" not in world.finish(process).stderr
+    world.assert_nothing_left()
