@@ -337,7 +337,7 @@ async def test_a_status_page_follows_the_agent(tmp_path: Path) -> None:
         await world.expect(Result)
         page = world.page("w", lambda found: not found.running)
         assert (page.state, page.task, page.child_pid, page.done, page.failed) == ("ready", 0, 0, 0, 1)
-        assert page.pss_bytes > 1 << 20
+        assert world.page("w", lambda found: found.pss_bytes).pss_bytes > 1 << 20
         assert page.fds > 5
 
 

@@ -54,12 +54,13 @@ class Pulse:
         self._counted: dict[str, tuple[int, ...]] = {runner.setting.agent: (0,) * len(_COUNTED) for runner in runners}
         self._verdicts: dict[str, str] = {runner.setting.agent: "healthy" for runner in runners}
         self._pss_bytes = 0
+        # Not at the start: 50 workers that start at once have better things to do.
+        self._memory_due_s = loop.time() + limits.HEARTBEAT_BUSY_S
         #: A bad verdict is told only when two beats in a row differ from the known one: a single late beat is no news.
         self._doubted: set[str] = set()
 
     def start(self) -> None:
-        """Measure once and begin to beat."""
-        self._pss_bytes = pss_bytes()
+        """Begin to beat: at once, so that the page is alive."""
         self._due_s = self._loop.time()
         self._beat()
 
@@ -93,6 +94,9 @@ class Pulse:
     def _measure(self, now: float, *, is_busy: bool) -> None:
         lag_s = max(0.0, now - self._due_s)
         fds = open_fds()
+        if now >= self._memory_due_s and (is_busy or not self._pss_bytes):  # an idle process does not grow
+            self._memory_due_s = now + self._fleet.metrics_interval_s
+            self._pss_bytes = pss_bytes()
         living = [runner for runner in self._runners if not runner.bus.closed]
         for runner in living:
             vitals = Vitals(lag_s, fds, fds_max(), len(runner.outbox), self._pss_bytes)
@@ -102,8 +106,6 @@ class Pulse:
             self._depth_due_s = now + limits.HEARTBEAT_IDLE_S
         if now >= self._metrics_due_s:
             self._metrics_due_s = now + self._fleet.metrics_interval_s
-            if is_busy:
-                self._pss_bytes = pss_bytes()
             self._send_metrics(living, lag_s, fds)
         if is_busy:
             self._remains.reap()
@@ -138,7 +140,8 @@ class Pulse:
     def _send_metrics(self, runners: list[Runner], lag_s: float, fds: int) -> None:
         for at, runner in enumerate(runners):
             if at == 0:  # what belongs to the process is told once
-                runner.registry.gauge("muster_worker_pss_bytes", self._pss_bytes)
+                if self._pss_bytes:
+                    runner.registry.gauge("muster_worker_pss_bytes", self._pss_bytes)
                 runner.registry.gauge("muster_worker_open_fds", fds)
                 runner.registry.gauge("muster_worker_loop_lag_seconds", round(lag_s, 3))
             self._send(runner)
@@ -165,4 +168,8 @@ class Pulse:
 
     def last_words(self, runner: Runner) -> None:
         """The final snapshot of an agent that is about to leave."""
+        if not self._pss_bytes:  # a short life
+            self._pss_bytes = pss_bytes()
+            runner.registry.gauge("muster_worker_pss_bytes", self._pss_bytes)
+        runner.page.set("pss_bytes", self._pss_bytes // max(1, len(self._runners)))
         self._send(runner)

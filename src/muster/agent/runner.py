@@ -196,8 +196,8 @@ class Runner:
         if self._is_draining:
             self._refuse(attempt, "drain")
             return
-        delivery.ack()  # noted: from here on this process's death is what gives the task back
         self._queue.append(attempt)
+        delivery.ack()  # noted: from here on this process's death is what gives the task back
         self._start_next()
 
     def _cancel(self, cancel: Cancel, _delivery: Delivery) -> None:
