@@ -12,6 +12,7 @@ import pytest
 from muster import errors
 from muster.bus.bus import Bus
 from muster.core import limits
+from muster.testing import eventually_async
 
 BAD_NAMES = ["", "..", ".", "a/b", "/etc/x", "abc\n", "a" * 65, "\u0430dmin", "a b", "a\0b", "-lead", "café"]
 
@@ -417,3 +418,19 @@ async def test_a_chain_of_replies_ends_at_the_hop_limit(fleet: Any) -> None:
                 delivery = await take(me)
                 me.post(other.id, "echo", hops=delivery.message.hops + 1)
                 delivery.ack()
+
+
+async def test_an_ack_calls_nobody_before_it_returns_and_everybody_soon_after(fleet: Any) -> None:
+    """Whoever acks is in the middle of its own bookkeeping: a callback that took the next message there would overtake this one."""
+    alice, carol, bob = [await fleet.join(name) for name in ("alice", "carol", "bob")]
+    await alice.send("bob", 1)
+    await carol.send("bob", 2)
+    first = await take(bob)
+    is_acking, calls = False, []
+    bob.on_wake(lambda: calls.append(is_acking))
+    is_acking = True
+    first.ack()
+    is_acking = False
+    assert calls == []
+    await eventually_async(lambda: calls, 5.0, "somebody tells of what is there")
+    assert not any(calls)

@@ -45,7 +45,7 @@ class Bus:
         self._timers: set[asyncio.TimerHandle] = set()
         self._tick_handle: asyncio.TimerHandle | None = None
         self._tick_s = limits.RERING_S
-        self._in_row = 0
+        self._in_row, self._told = 0, False
         self._wakers: list[Callable[[], None]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         with contextlib.suppress(RuntimeError):  # without a running loop only the synchronous calls work
@@ -280,8 +280,9 @@ class Bus:
     def _ack(self, inbound: Inbound) -> None:
         self.stats.acked += 1
         self.transport.ack(inbound)
-        if self.transport.is_ready and (self._receivers or self._wakers):  # the window or a suspect had held lanes back
-            self._news()
+        if not self._told and self.transport.is_ready and (self._receivers or self._wakers):
+            self._told = True  # in a later turn: whoever acks is in the middle of something
+            self._later(0.0, self._news)
 
     def _nack(self, inbound: Inbound, reason: str, delay_s: float) -> None:
         self.stats.nacked += 1
@@ -319,8 +320,8 @@ class Bus:
         self._news()
 
     def _news(self) -> None:
-        self._receivers.wake()
-        for call in self._wakers:
+        self._told = False
+        for call in (self._receivers.wake, *self._wakers):
             call()
 
     async def _next_ack(self, timeout_s: float) -> None:
@@ -359,6 +360,7 @@ class Bus:
     def _sweep(self) -> None:
         if self.closed:
             return
+        self._hear()  # what was rung for is no find of the sweep
         self.transport.sweep()
         if self.transport.is_ready:
             self._news()
