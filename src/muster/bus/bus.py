@@ -358,13 +358,12 @@ class Bus:
             self._tick_handle = self._loop.call_later(self._tick_s, self._tick)
 
     def _sweep(self) -> None:
-        if self.closed:
-            return
-        self._hear()  # what was rung for is no find of the sweep
-        self.transport.sweep()
-        if self.transport.is_ready:
-            self._news()
-        self._later(limits.SWEEP_S * random.uniform(0.75, 1.25), self._sweep)
+        if not self.closed:
+            self._hear()  # what was rung for is no find of the sweep
+            self.transport.sweep()
+            if self.transport.is_ready:
+                self._news()
+            self._later(limits.SWEEP_S * random.uniform(0.75, 1.25), self._sweep)
 
     def roster(self) -> list[str]:
         """Every agent of the fleet, by name."""
