@@ -267,3 +267,20 @@ def test_a_process_that_is_no_descendant_cannot_use_an_agents_socket(world: Worl
     process.send_signal(signal.SIGTERM)
     assert "lie" not in world.finish(process).stderr
     world.assert_nothing_left()
+
+
+@pytest.mark.parametrize("way", ["read", "discarded"])
+def test_a_run_with_unread_messages_stays_until_they_are_read_or_discarded(world: World, way: str) -> None:
+    muster = f"{sys.executable} -m muster.cli.entry"
+    done = world.muster("run", "-j", "2", "--name", "mail", "--shell", f": {{}}; {muster} send w-2 keep", ":::", "x")
+    assert done.returncode == 0, done.stderr
+    assert world.stores() == ["mail"]
+    assert "1 messages in it that nobody has read" in world.muster("doctor").stdout
+    assert "kept because" in world.muster("doctor", "--fix").stdout
+    assert json.loads(world.muster("ls", "--fleets", "--json").stdout)[0]["state"] == "ended"
+    if way == "read":
+        assert world.muster("recv", "--fleet", "mail", "--as", "w-2").stdout in ("w-1: keep\n", "w-2: keep\n")
+        world.muster("doctor", "--fix")
+    else:
+        world.muster("doctor", "--fix", "--discard")
+    world.assert_nothing_left()

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from muster.bus.store import unread
 from muster.bus.transports.lanes import probe
 from muster.errors import FleetNotRunningError, MusterError
 from muster.fleet import detached, leftovers, places
@@ -181,33 +182,40 @@ def _number(path: str) -> int | None:
         return None
 
 
-def leftover_findings(flag: str | None, *, fix: bool) -> Iterator[Finding]:
-    """What crashed fleets left; with `fix` it is killed, proven dead and removed (messages that nobody read are kept)."""
+def leftover_findings(flag: str | None, *, fix: bool, discard: bool = False) -> Iterator[Finding]:
+    """What ended fleets left. With `fix` it is killed, proven dead and removed; runs with messages that nobody read only with `discard`."""
     found = leftovers.crashed(flag)
     for fleet in found:
-        pids = leftovers.processes(fleet)
-        what = f"the crashed {'run' if fleet.is_run else 'fleet'} {fleet.name!r} at {fleet.store}"
-        if pids:
-            what += f" with {len(pids)} living processes"
-        if not fix:
-            yield Finding(WEAK, "leftovers", f"{what}; `muster doctor --fix` reclaims it")
-            continue
         try:
-            killed, unread = leftovers.reclaim(fleet, keep_unread=True)
+            yield _reclaimed(fleet, discard=discard) if fix else _described(fleet)
         except FleetNotRunningError:
-            continue
+            continue  # it went away by itself
         except (MusterError, OSError) as error:
-            yield Finding(FAIL, "leftovers", f"{what} cannot be reclaimed: {error}")
-            continue
-        done = f"{what}: {len(killed)} processes killed"
-        if unread:
-            yield Finding(WEAK, "leftovers", f"{done}, kept because {unread} messages in it are unread")
-        else:
-            yield Finding(OK, "leftovers", f"{done}{', removed' if fleet.is_run else ''}")
+            yield Finding(FAIL, "leftovers", f"{fleet.name!r} at {fleet.store} cannot be reclaimed: {error}")
     if fix:
         yield from _swept(flag)
     elif not found:
         yield Finding(OK, "leftovers", "none")
+
+
+def _described(fleet: places.Fleet) -> Finding:
+    pids, waiting = leftovers.processes(fleet), unread(fleet.store)
+    if leftovers.has_ended(fleet) and not pids:
+        text = f"the run {fleet.name!r} at {fleet.store} has ended, with {waiting} messages in it that nobody has read"
+        return Finding(WEAK, "leftovers", f"{text}; `muster doctor --fix --discard` removes it")
+    what = f"the crashed {'run' if fleet.is_run else 'fleet'} {fleet.name!r} at {fleet.store}"
+    alive = f" with {len(pids)} living processes" if pids else ""
+    return Finding(WEAK, "leftovers", f"{what}{alive}; `muster doctor --fix` reclaims it")
+
+
+def _reclaimed(fleet: places.Fleet, *, discard: bool) -> Finding:
+    killed, waiting = leftovers.reclaim(fleet, keep_unread=not discard)
+    what = f"{fleet.name!r} at {fleet.store}: {len(killed)} processes killed"
+    if waiting:
+        return Finding(
+            WEAK, "leftovers", f"{what}, kept because nobody has read {waiting} messages in it (--discard removes it)"
+        )
+    return Finding(OK, "leftovers", f"{what}, removed" if fleet.is_run else what)
 
 
 def _swept(flag: str | None) -> Iterator[Finding]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from muster.bus.store import remove_store, unread
 from muster.errors import FleetNotRunningError, FleetRunningError, MusterError
 from muster.fleet import places
+from muster.fleet.logs import last_event
 from muster.supervise import lock
 from muster.supervise.leftovers import find_leftovers, reap_leftovers
 from muster.supervise.lock import SpawnerLock
@@ -41,6 +42,11 @@ def _was_started(fleet: places.Fleet) -> bool:
 def processes(fleet: places.Fleet) -> list[int]:
     """Living processes of a fleet that has no spawner."""
     return [pid for pid, _ in find_leftovers(fleet.store, fleet.store_id)] if fleet.store_id else []
+
+
+def has_ended(fleet: places.Fleet) -> bool:
+    """Whether a fleet without a spawner came to its end, instead of being killed."""
+    return last_event(fleet.store, "fleet.ended") is not None
 
 
 def reclaim(fleet: places.Fleet, *, keep_unread: bool) -> tuple[list[int], int]:

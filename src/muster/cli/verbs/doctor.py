@@ -19,14 +19,15 @@ MARKS = {"ok": ("ok  ", "green"), "weak": ("weak", "yellow"), "fail": ("FAIL", "
     is_flag=True,
     help="Reclaim what crashed fleets left: kill it, prove it dead, remove it. Unread messages are kept.",
 )
-def command(as_json: bool, store: str | None, fix: bool) -> int:
+@click.option("--discard", is_flag=True, help="With --fix: remove ended runs in which messages are unread, too.")
+def command(as_json: bool, store: str | None, fix: bool, discard: bool) -> int:
     """Check store locations, limits and platform, say what is weaker here, and find what crashed fleets left behind.
 
     Exit status 1 if something would keep fleets from working.
     """
     from muster.fleet import doctor
 
-    findings = [*doctor.examine(store), *doctor.leftover_findings(store, fix=fix)]
+    findings = [*doctor.examine(store), *doctor.leftover_findings(store, fix=fix, discard=discard)]
     if as_json:
         print_json([finding.as_dict() for finding in findings])
     else:

@@ -39,4 +39,8 @@ def _state(fleet: object) -> str:
     assert isinstance(fleet, Fleet)
     if fleet.spawner_pid is not None:
         return "up"
-    return "crashed" if fleet.is_run else "down"
+    if not fleet.is_run:
+        return "down"
+    from muster.fleet.leftovers import has_ended
+
+    return "ended" if has_ended(fleet) else "crashed"
