@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from muster.bus.transport import Inbound
 from muster.bus.transports.lanes import cursor as cursors
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from muster.bus.transport import BusStats
     from muster.bus.transports.lanes.bell import PeerBells
     from muster.security.keys import Keyring
+
+#: A message younger than this may have been rung for while the sweep looked; an older one that only the sweep found was not heard of.
+RUNG_WITHIN_NS: Final = 50_000_000
 
 
 class Inbox:
@@ -122,11 +125,11 @@ class Inbox:
 
     def sweep(self) -> None:
         """The safety net: a scan whose finds are counted, because a working bell leaves it none."""
-        before = {*self._ready, *self._ready_control}
+        before = {*self._ready, *self._ready_control, *self._held}
         self.scan()
         for name in (*self._ready, *self._ready_control):
-            if name not in before:
-                self._in[name].swept = True
+            if name not in before and not self._in[name].blocked:  # a blocked lane waits for acks, not for a bell
+                self._in[name].swept_ns = time.time_ns() - RUNG_WITHIN_NS
 
     def take(self, *, control_only: bool = False) -> Inbound | None:
         """The next message, control class first, lanes in turn; its attempt is counted and its number published before it is returned."""
@@ -192,7 +195,7 @@ class Inbox:
                 # Woken for nothing: the sender may have begun anew, in files that we have not open.
                 if lane.reopen_if_replaced():
                     continue
-                lane.swept = False
+                lane.swept_ns = 0
                 return None
             if message.seq != lane.next_seq or (seq <= cursor.taken_before and cursor.is_finalised(seq)):
                 lane.next_seq = message.seq + 1
@@ -228,7 +231,7 @@ class Inbox:
         if suspect:
             self._suspect = inbound
         self.stats.received += 1
-        self.stats.sweeps_found += lane.swept
+        self.stats.sweeps_found += message.created_ns < lane.swept_ns
         return inbound
 
     def _heal(self, lane: InLane, cursor: cursors.Cursor, damage: DamagedLaneError) -> bool:
@@ -253,17 +256,19 @@ class Inbox:
         if found is None:
             self.stats.bad_frames += 1
             return False
-        for lost in range(seq, found):
-            if not cursor.can_take(lost):
-                lane.next_seq, lane.blocked = lost, True
-                lane.seek_again()  # once acks have made room, the damage is met again and healed from here on
-                return False
-            cursor.take(lost)
-            cursor.finalise(lost, cursors.DAMAGED)
-        if found > seq:
-            self.stats.gaps += found - seq
-            self.gaps = [*self.gaps[-99:], (lane.name, seq, found - 1)]
-        lane.next_seq = found
+        reached = seq
+        while reached < found and cursor.can_take(reached):
+            cursor.take(reached)
+            cursor.finalise(reached, cursors.DAMAGED)
+            reached += 1
+        if reached > seq:
+            self.stats.gaps += reached - seq
+            self.gaps = [*self.gaps[-99:], (lane.name, seq, reached - 1)]
+        lane.next_seq = reached
+        if reached < found:
+            lane.blocked = True
+            lane.seek_again()  # once acks have made room, the damage is met again and healed from here on
+            return False
         return True
 
     def again(self, inbound: Inbound) -> int:

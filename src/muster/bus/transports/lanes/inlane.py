@@ -71,7 +71,7 @@ class InLane:
             deque()
         )  # last numbers of sealed segments read past; acking one is news for the sender
         self.base_checked = 0  # the last `acked_base` for which this process finished the ack bell's check
-        self.swept = False  # made ready by the sweep, not by a bell
+        self.swept_ns = 0  # made ready by the sweep, not by a bell: what is older than this is the sweep's find
         self._lane_id = b""
         self._crc = 0
         self._fd = -1

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING
 
 from muster.bus.transports.lanes import inspect, layout
 from muster.bus.transports.lanes.outlane import OutLane
 from muster.core.names import agent_id
-from muster.errors import ForkedBusError, InvalidNameError, UnknownAgentError
+from muster.errors import ForkedBusError, MusterError, UnknownAgentError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -87,13 +88,12 @@ class Outbox:
         for key in os.listdir(f"{layout.agent_dir(self._store, self._agent)}/outbox"):
             if key in self.lanes:
                 continue
-            try:
+            # A lane that cannot be opened tells that to whoever sends on it; it must not keep the others waiting.
+            with contextlib.suppress(MusterError, OSError):
                 recipient, control = layout.parse_lane_name(key)
-            except InvalidNameError:
-                continue
-            view = inspect.view_lane(self._store, self._agent, recipient, control=control)
-            if view is not None and (view.last > view.taken or view.segments > 1) and self.knows(recipient):
-                self._open(recipient, control=control)
+                view = inspect.view_lane(self._store, self._agent, recipient, control=control)
+                if view is not None and (view.last > view.taken or view.segments > 1) and self.knows(recipient):
+                    self._open(recipient, control=control)
 
     def acked(self, name: str) -> None:
         """A recipient's bell told of acks on this lane."""

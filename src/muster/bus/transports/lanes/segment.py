@@ -187,8 +187,7 @@ class SegmentWriter:
             if kind == SEAL:
                 self._sealed_tail = True
                 break
-            self._at += 8 + padded(length)
-            self.next_seq += 1
+            self._at, self.next_seq = self._at + 8 + padded(length), self.next_seq + 1
         return self.next_seq
 
     def commit(self, content: bytes) -> int:
@@ -208,8 +207,7 @@ class SegmentWriter:
         self._map[at + 8 : at + 8 + length] = content  # type: ignore[index]
         barrier()
         words[at >> 3] = commit_word(self._crc, seq, length, DATA)  # the commit instant: one store
-        self._at = end
-        self.next_seq = seq + 1
+        self._at, self.next_seq = end, seq + 1  # together: `settle` heals an interruption before both, not between them
         return seq
 
     def _allocate(self, path: str, first: int, size: int, length: int) -> tuple[int, int]:

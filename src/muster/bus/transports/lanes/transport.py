@@ -66,7 +66,7 @@ class LanesTransport:
         self.state = self._outbox.state
         self.want = self._outbox.want
         self.ring_again = self._outbox.ring_again
-        self.resume = self._outbox.resume
+        self.resume = self._outbox.resume if send else self._leave_outbox
 
     def _lock(self, path: str, wait_s: float) -> None:
         if not locks.acquire(path, wait_s=wait_s):
@@ -78,6 +78,10 @@ class LanesTransport:
 
     def _refuse_put(self, recipient: str, _out: Outgoing) -> int:
         raise UsageError(f"this bus of {self.agent} was opened without sending; nothing was sent to {recipient}")
+
+    @staticmethod
+    def _leave_outbox() -> None:
+        """Without `outbox.lock` the files of the outbox are another process's to repair and to free."""
 
     def _refuse_take(self, *, control_only: bool = False) -> Inbound | None:
         del control_only
