@@ -55,7 +55,7 @@ def dispatch(state: State, out: list[Effect]) -> None:
         return
     _assign_from(state, state.idle, 0, out)
     mean_s = state.attempt_mean_s
-    if state.plan.prefetch and state.queued >= state.ready and mean_s is not None and mean_s <= PREFETCH_ATTEMPT_S_MAX:
+    if state.plan.prefetch and state.queued >= len(state.agents) and mean_s is not None and mean_s <= PREFETCH_ATTEMPT_S_MAX:
         _assign_from(state, state.busy, state.plan.prefetch, out)
 
 
@@ -72,7 +72,8 @@ def assignment(task: Task) -> Post:
 
 
 def _assign_from(state: State, lines: dict[str, deque[str]], extra: int, out: list[Effect]) -> None:
-    keep = state.ready if extra else 0  # near the end the last tasks are left to whoever is idle first
+    # Near the end the last tasks are left to whoever is idle first, or ready first: an agent that is still starting counts, too.
+    keep = len(state.agents) if extra else 0
     while state.queued > keep or (state.queued and not extra):
         taken = _next(state, lines, extra)
         if taken is None:
