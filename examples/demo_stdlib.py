@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 import stdlib_analysis as work
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from demo_display import Line
     from demo_kills import Kill
 
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 AGENTS = 50
 #: Shares of the tasks that are done when a worker is killed.
 KILL_AT = (0.05, 0.20, 0.35)
+#: The work begins at the latest after this long, whoever is ready by then.
+READY_PATIENCE_S = 20.0
 HERE = Path(__file__).resolve().parent
 BUILD = HERE.parent / "build" / "demo"
 
@@ -94,6 +98,7 @@ def run_fleet(files: dict[str, int], agents: int, out: Path) -> Story:
     weights = {number: files[path] for number, path in names.items()}
     killer = Killer(Scene(prepared.store, spawner.pid, ids, results, weights), KILL_AT)
     display = DemoDisplay(prepared.store, ids, lambda number: names.get(number, "?"), killer)
+    prepared.rest = when_ready(prepared.store, ids, prepared.rest)
     display.say(f"{len(files)} files of Python {platform.python_version()}'s standard library for {agents} agents")
     killer.start()
     try:
@@ -104,6 +109,19 @@ def run_fleet(files: dict[str, int], agents: int, out: Path) -> Story:
     lines = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     said = json.loads(report.read_text()) if report.exists() else {}
     return Story(outcome, lines, said, killer.kills, leftovers(prepared.store, prepared.spec.store_id))
+
+
+def when_ready(store: Path, agents: list[str], inputs: Iterator[list[str]]) -> Iterator[list[str]]:
+    """The inputs, held back until every agent is ready: so the figure is the time to start a fleet, not to share cores with its work."""
+    from muster.agent.status import read_status
+
+    deadline = time.monotonic() + READY_PATIENCE_S
+    while time.monotonic() < deadline:
+        pages = [read_status(store, agent) for agent in agents]
+        if all(page is not None and page.state == "ready" for page in pages):
+            break
+        time.sleep(0.02)
+    yield from inputs
 
 
 def leftovers(store: Path, store_id: str) -> list[str]:
