@@ -16,6 +16,7 @@ import time
 from muster.security.permissions import open_private
 
 _held: dict[tuple[int, int], int] = {}  # (device, inode) -> descriptor
+_asked_by: dict[tuple[int, int], str] = {}  # the same -> the path it was taken by
 _guard = threading.Lock()
 _owner_pid = os.getpid()
 # struct flock on 64-bit Linux: short l_type, short l_whence, off_t l_start, off_t l_len, pid_t l_pid
@@ -30,6 +31,7 @@ def _after_fork() -> None:
     for fd in _held.values():  # closing here drops nothing: locks belong to the parent process
         os.close(fd)
     _held.clear()
+    _asked_by.clear()
 
 
 os.register_at_fork(after_in_child=_after_fork)
@@ -74,21 +76,20 @@ def _try_lock(path: str) -> bool:
         os.close(fd)
         raise
     _held[key] = fd
+    _asked_by[key] = path
     return True
 
 
 def release(path: str) -> None:
     """Give the lock back. Releasing one that is not held changes nothing."""
     with _guard:
-        key = _key(path)
-        if key is None:  # the file was removed below us: find it by what is open
-            gone = [held for held, fd in _held.items() if os.fstat(fd).st_nlink == 0]
-            for held in gone:
-                os.close(_held.pop(held))
-            return
-        fd = _held.pop(key, None)
-        if fd is not None:
-            os.close(fd)
+        # First a lock whose file was removed below us, by the path it was taken by: what stands there now may be another one's.
+        given_back = [key for key, fd in _held.items() if _asked_by[key] == path and os.fstat(fd).st_nlink == 0]
+        if not given_back and (standing := _key(path)) in _held:
+            given_back = [standing]
+        for key in given_back:
+            os.close(_held.pop(key))
+            del _asked_by[key]
 
 
 def holder(path: str) -> int | None:

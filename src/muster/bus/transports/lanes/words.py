@@ -44,10 +44,12 @@ def barrier() -> None:
     lock = _own.lock
     try:
         lock.release()
-    except RuntimeError:  # a signal handler raised between the two lines of an earlier call
-        lock.acquire()
+    except (
+        RuntimeError
+    ):  # a signal handler raised between the two steps of an earlier call, or runs there now and calls this
+        lock.acquire(False)
         lock.release()
-    lock.acquire()
+    lock.acquire(False)  # never waits: only such a handler, in this very thread, can have taken it already
 
 
 def word(value: int) -> int:
