@@ -274,6 +274,7 @@ def test_a_run_with_unread_messages_stays_until_they_are_read_or_discarded(world
     muster = f"{sys.executable} -m muster.cli.entry"
     done = world.muster("run", "-j", "2", "--name", "mail", "--shell", f": {{}}; {muster} send w-2 keep", ":::", "x")
     assert done.returncode == 0, done.stderr
+    assert "messages in mail are unread" in done.stderr
     assert world.stores() == ["mail"]
     assert "1 messages in it that nobody has read" in world.muster("doctor").stdout
     assert "kept because" in world.muster("doctor", "--fix").stdout

@@ -164,7 +164,7 @@ def _in_front(options: RunOptions) -> int:
 
     _say_resumed(prepared, options)
     outcome = run.follow(prepared, spawner, Display.fitting(wanted=options.progress))
-    _say_end(outcome, options, started_at)
+    _say_end(outcome, prepared, options, started_at)
     return outcome.exit_status
 
 
@@ -183,7 +183,7 @@ def _say_resumed(prepared: Any, options: RunOptions) -> None:
     sys.stderr.write(f"muster: resuming: {len(recorded.done):,} tasks are done{failed}\n")
 
 
-def _say_end(outcome: Any, options: RunOptions, started_at: float) -> None:
+def _say_end(outcome: Any, prepared: Any, options: RunOptions, started_at: float) -> None:
     from muster.cli.output import report_error
     from muster.fleet import run
 
@@ -193,6 +193,10 @@ def _say_end(outcome: Any, options: RunOptions, started_at: float) -> None:
         return
     for line in run.summary(outcome, started_at):
         sys.stderr.write(safe(line) + "\n")
+    if outcome.ended is not None and outcome.ended.reason == "complete" and prepared.store.exists():
+        sys.stderr.write(
+            f"muster: messages in {prepared.name} are unread, so its store was kept; see `muster doctor`\n"
+        )
     if options.results is not None and (outcome.ended is None or outcome.ended.reason != "complete"):
         sys.stderr.write(f"muster: go on with --resume --results {options.results}\n")
 
@@ -237,7 +241,7 @@ def _behind(options: RunOptions, report: Callable[[dict[str, Any]], None]) -> in
     report({"fleet": prepared.name, "store": str(prepared.store), "output": str(record.directory)})
     _say_resumed(prepared, options)
     outcome = run.follow(prepared, spawner, detached.FileDisplay(record))
-    _say_end(outcome, options, started_at)
+    _say_end(outcome, prepared, options, started_at)
     sys.stdout.flush()
     sys.stderr.flush()
     ended = {"exit_status": outcome.exit_status}
