@@ -148,3 +148,12 @@ async def test_a_lane_costs_sixteen_kibibytes_and_every_file_is_private(tmp_path
         await bob.close()
     finally:
         os.umask(old_umask)
+
+
+@pytest.mark.parametrize("key_bytes", [0, 1, 32, 64])
+@pytest.mark.parametrize("data_bytes", [0, 1, 55, 64, 300, 5000])
+def test_the_tag_is_the_hmac_of_the_standard_library(key_bytes: int, data_bytes: int) -> None:
+    import hmac
+
+    key, data = os.urandom(key_bytes), os.urandom(data_bytes)
+    assert codec.digest(key, data) == codec.digest(key, data) == hmac.digest(key, data, "sha256")

