@@ -123,6 +123,11 @@ def encode_body(body: object) -> tuple[bytes, int]:
     """
     if isinstance(body, bytes | bytearray | memoryview):
         raw, content = bytes(body), CONTENT_BYTES
+    elif body.__class__ is str and _msgpack_encode is None:
+        raw, content = (
+            _msgpack_text(body),
+            CONTENT_MSGPACK,
+        )  # a command line's only message: not worth an import of 10 ms
     else:
         try:
             raw, content = (_msgpack_encode or _encoder())(body), CONTENT_MSGPACK
@@ -130,6 +135,23 @@ def encode_body(body: object) -> tuple[bytes, int]:
             raise BodyEncodingError(f"a body of type {type(body).__name__} cannot be encoded: {error}") from None
     check_body_bytes(len(raw))
     return raw, content
+
+
+def _msgpack_text(text: str) -> bytes:
+    """A text as msgpack (the "str" formats of its specification)."""
+    try:
+        raw = text.encode()
+    except UnicodeEncodeError as error:
+        raise BodyEncodingError(f"a body of type str cannot be encoded: {error}") from None
+    size = len(raw)
+    if size < 32:
+        return bytes((0xA0 | size,)) + raw
+    if size < 1 << 8:
+        return bytes((0xD9, size)) + raw
+    if size < 1 << 16:
+        return b"\xda" + size.to_bytes(2, "big") + raw
+    check_body_bytes(size)
+    return b"\xdb" + size.to_bytes(4, "big") + raw
 
 
 def check_body_bytes(body_bytes: int) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from muster.agent.client import OwnerClient
     from muster.bus.bus import Bus
     from muster.bus.delivery import Delivery
+    from muster.security.keys import Keyring
 
     T = TypeVar("T")
 
@@ -73,6 +74,9 @@ def send(who: Speaker, to: str, body: Any, **envelope: Any) -> dict[str, Any]:
             if to.startswith("@"):
                 return {"to": to, "receipts": owner.publish(to, body, type=envelope.get("type", "message"))}
             return {"to": to, **owner.send(to, body, **envelope)}
+
+    if not wait_s and not to.startswith("@"):
+        return _post(who, to, body, envelope)
 
     async def through(bus: Bus) -> dict[str, Any]:
         if to.startswith("@"):
@@ -135,12 +139,36 @@ def receive(who: Speaker, count: int, wait_s: float, show: Callable[[dict[str, A
     return _on_bus(who, through, consume=True)
 
 
-def _on_bus(who: Speaker, through: Callable[[Bus], Awaitable[T]], *, consume: bool) -> T:
-    import asyncio
-
-    from muster.bus.bus import Bus
-    from muster.bus.store import add_agent, has_agent, open_store
+def _post(who: Speaker, to: str, body: Any, envelope: dict[str, Any]) -> dict[str, Any]:
+    """One message without a loop: asyncio would cost more than all the rest of the verb."""
+    from muster.bus.envelope import outgoing
+    from muster.bus.transports.lanes.transport import LanesTransport
     from muster.core import limits
+    from muster.core.ids import show_id
+
+    store, agent, keyring = _identity(who)
+    try:
+        transport = LanesTransport(store, agent, keyring, consume=False, wait_s=limits.IDENTITY_WAIT_S)
+    except IdentityBusyError as error:
+        raise _busy(agent, error) from None
+    try:
+        out = outgoing(body, envelope)
+        seq = transport.put(to, out)
+    finally:
+        transport.close()
+    return {"to": to, "id": envelope.get("message_id") or show_id(out.message_id), "seq": seq}
+
+
+def _busy(agent: str, error: IdentityBusyError) -> IdentityBusyError:
+    return IdentityBusyError(
+        f"{agent!r} is in use by another process; choose another name with --as",
+        retry_after_s=error.retry_after_s,
+        agent=agent,
+    )
+
+
+def _identity(who: Speaker) -> tuple[Path, str, Keyring]:
+    from muster.bus.store import add_agent, has_agent, open_store
     from muster.security.keys import Keyring, load_master
 
     assert who.store is not None
@@ -148,17 +176,22 @@ def _on_bus(who: Speaker, through: Callable[[Bus], Awaitable[T]], *, consume: bo
     store, agent = open_store(who.store), who.agent
     if not has_agent(store, agent):
         add_agent(store, agent)
-    keyring = Keyring.from_master(load_master(store), agent)
+    return store, agent, Keyring.from_master(load_master(store), agent)
+
+
+def _on_bus(who: Speaker, through: Callable[[Bus], Awaitable[T]], *, consume: bool) -> T:
+    import asyncio
+
+    from muster.bus.bus import Bus
+    from muster.core import limits
+
+    store, agent, keyring = _identity(who)
 
     async def live() -> T:
         try:
             bus = await Bus.open(store, agent, keyring, consume=consume, wait_s=limits.IDENTITY_WAIT_S)
         except IdentityBusyError as error:
-            raise IdentityBusyError(
-                f"{agent!r} is in use by another process; choose another name with --as",
-                retry_after_s=error.retry_after_s,
-                agent=agent,
-            ) from None
+            raise _busy(agent, error) from None
         async with bus:
             return await through(bus)
 
