@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -90,13 +91,20 @@ def _width() -> int:
         return 80
 
 
+def say(line: str) -> None:
+    """One line on standard error. A terminal that went away takes nothing but the line: the exit status still tells."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
+
+
 def report_error(error: MusterError, *, as_json: bool) -> None:
     """One sentence on standard error, or `{"error": {…}}` on standard output."""
     if as_json:
         print_json({"error": error.as_dict()})
         sys.stdout.flush()
     else:
-        sys.stderr.write(f"muster: {safe(error.message)}\n")
+        say(f"muster: {safe(error.message)}")
 
 
 def leave(status: int) -> NoReturn:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from muster.cli.main import common
-from muster.cli.output import print_json, safe
+from muster.cli.output import print_json, safe, say
 from muster.core import limits
 from muster.errors import MusterError
 from muster.fleet import inputs as sources
@@ -173,14 +173,12 @@ def _say_resumed(prepared: Any, options: RunOptions) -> None:
     if options.quiet or recorded is None:
         return
     if prepared.killed:
-        sys.stderr.write(f"muster: ended {len(prepared.killed)} processes that the interrupted run had left\n")
+        say(f"muster: ended {len(prepared.killed)} processes that the interrupted run had left")
     if recorded.torn_bytes:
-        sys.stderr.write(
-            f"muster: cut a torn line of {recorded.torn_bytes} bytes off {options.results}; its task runs again\n"
-        )
+        say(f"muster: cut a torn line of {recorded.torn_bytes} bytes off {options.results}; its task runs again")
     again = len(recorded.inputs) - len(recorded.done)
     failed = f", {again:,} failed ones run again" if again else ""
-    sys.stderr.write(f"muster: resuming: {len(recorded.done):,} tasks are done{failed}\n")
+    say(f"muster: resuming: {len(recorded.done):,} tasks are done{failed}")
 
 
 def _say_end(outcome: Any, prepared: Any, options: RunOptions, started_at: float) -> None:
@@ -192,13 +190,11 @@ def _say_end(outcome: Any, prepared: Any, options: RunOptions, started_at: float
     if options.quiet or options.as_json:
         return
     for line in run.summary(outcome, started_at):
-        sys.stderr.write(safe(line) + "\n")
+        say(safe(line))
     if outcome.ended is not None and outcome.ended.reason == "complete" and prepared.store.exists():
-        sys.stderr.write(
-            f"muster: messages in {prepared.name} are unread, so its store was kept; see `muster doctor`\n"
-        )
+        say(f"muster: messages in {prepared.name} are unread, so its store was kept; see `muster doctor`")
     if options.results is not None and (outcome.ended is None or outcome.ended.reason != "complete"):
-        sys.stderr.write(f"muster: go on with --resume --results {options.results}\n")
+        say(f"muster: go on with --resume --results {options.results}")
 
 
 def _detached(options: RunOptions) -> int:
