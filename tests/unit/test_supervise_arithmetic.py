@@ -53,10 +53,10 @@ def test_now_shortens_and_nothing_lengthens() -> None:
     assert not plan.request("drain", "again", now=105.0)
     assert plan.deadline == 111.0
     assert plan.request("now", "", now=105.0)
-    assert plan.deadline == 107.0
+    assert plan.deadline == 110.0
     assert not plan.request("now", "", now=106.0)
     assert not plan.request("drain", "", now=106.0)
-    assert (plan.mode, plan.deadline) == ("now", 107.0)
+    assert (plan.mode, plan.deadline) == ("now", 110.0)
 
 
 def test_now_shortly_before_the_deadline_does_not_move_it_away() -> None:

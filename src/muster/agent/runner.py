@@ -18,6 +18,7 @@ from muster.agent.attempt import Attempt
 from muster.agent.mailbox import Mailbox
 from muster.agent.outbox import Outbox
 from muster.agent.status import boottime_ms
+from muster.core import limits
 from muster.core.names import COORDINATOR
 from muster.core.protocol import Assign, Cancel, Drain, Drained, Ping, Pong, Ready, Refused, Result, RollCall
 from muster.errors import BodyEncodingError, BusError, MusterError
@@ -102,7 +103,7 @@ class Runner:
                 order.deadline_s, self._stop_all, self.setting.kind.kill_grace_s
             )
         if order.now:
-            self._stop_all(min(self.setting.kind.kill_grace_s, order.deadline_s))
+            self._stop_all(min(self.setting.kind.kill_grace_s, order.deadline_s, limits.KILL_GRACE_NOW_S))
         self._advance()
 
     @property

@@ -51,6 +51,8 @@ COORDINATOR_RESTART_PERIOD_S = 60.0
 GRACE_S = 10.0
 #: Between SIGTERM and SIGKILL for a command's process tree.
 KILL_GRACE_S = 2.0
+#: The same when the fleet is to end now: on a second signal, or by `--halt now`.
+KILL_GRACE_NOW_S = 0.5
 #: Heartbeat of a busy agent's status page, and of an idle one.
 HEARTBEAT_BUSY_S = 1.0
 HEARTBEAT_IDLE_S = 10.0

@@ -12,8 +12,8 @@ from typing import Literal
 
 #: Beyond the fleet's own grace: time for the coordinator to write its report.
 _DRAIN_EXTRA_S = 1.0
-#: From a `now` to the kill.
-_NOW_S = 2.0
+#: From a `now` to the kill: longer than the coordinator needs to end what resists, and to record and report that.
+_NOW_S = 5.0
 #: From the kill to giving up on processes in uninterruptible sleep.
 _GIVE_UP_S = 5.0
 
