@@ -238,6 +238,8 @@ def _remove_when_read(spawner: Spawner) -> None:
     A reader that makes no progress (its output is a pipe that nobody empties) keeps the store: nothing is taken from
     under it.
     """
+    import shutil
+
     from muster.bus.store import remove_store, unread
     from muster.bus.transports.lanes import inspect
 
@@ -253,3 +255,6 @@ def _remove_when_read(spawner: Spawner) -> None:
         spawner.serve_clients(0.02)
     if unread(spawner.store) == 0:
         remove_store(spawner.store)
+        spool = spawner.spec.spool
+        if spool is not None and not spawner.server.is_held:  # who held the fleet would read it, and remove it
+            shutil.rmtree(spool, ignore_errors=True)
