@@ -12,11 +12,15 @@ from typing import Any
 
 import pytest
 
+from muster.bus.bus import Bus
 from muster.bus.store import add_agent
 from muster.bus.transports.lanes import outlane, segment
+from muster.core import limits
+from muster.security.keys import Keyring, load_master
 
 from .lanes_world import (
     BODY,
+    DEADLINE_S,
     Joined,
     die,
     finish_all,
@@ -167,6 +171,21 @@ def test_a_restarted_sender_rings_again_for_what_its_predecessor_left_untaken(st
     assert finish_all(bob) == ["unheard"]
     alice._resume()
     assert alice.stats.rerings == 1, "everything was taken: nobody is rung for nothing"
+
+
+async def test_a_restarted_sender_in_a_loop_does_so_by_itself(
+    store: Path, join: Joined, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "RERING_S", 0.02)
+    alice, master = join("alice"), load_master(store)
+    async with await Bus.open(store, "bob", Keyring.from_master(master, "bob")) as bob:
+        alice.post("bob", "unheard")
+        assert swallow_bell(store, "bob") > 0
+        die(alice)
+        async with await Bus.open(store, "alice", Keyring.from_master(master, "alice")):
+            delivery = await bob.receive(timeout_s=DEADLINE_S)
+        assert delivery is not None
+        assert delivery.body == "unheard"
 
 
 def test_a_restarted_sender_frees_the_segments_that_were_finalised_while_it_was_away(join: Joined, lane: Path) -> None:

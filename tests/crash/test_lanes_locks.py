@@ -19,20 +19,22 @@ from .lanes_world import Joined
 
 
 def test_the_barrier_serves_eight_threads_at_once() -> None:
-    start, done = threading.Barrier(8), []
+    start, crossed = threading.Barrier(8), []
 
     def cross_often() -> None:
         start.wait()
         for _ in range(20_000):
             words.barrier()
-        done.append(words._own.lock.locked())
+        crossed.append(words._own.lock)
 
     threads = [threading.Thread(target=cross_often, daemon=True) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(timeout=20.0)
-    assert done == [True] * 8
+    assert len(crossed) == 8
+    assert len(set(crossed)) == 8, "each has a lock of its own"
+    assert all(lock.locked() for lock in crossed)
 
 
 class InterruptedOnce:

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from muster.bus.transports.lanes.bell import PeerBells
     from muster.security.keys import Keyring
 
-#: A message younger than this may have been rung for while the sweep looked; an older one that only the sweep found was not heard of.
-RUNG_WITHIN_NS: Final = 50_000_000
+#: A message younger than this may be about to be rung for, and its sender has not reminded us yet; an older one that only the sweep
+#: found was not heard of.
+RUNG_WITHIN_NS: Final = int(limits.RERING_S * 1e9)
 
 
 class Inbox:
