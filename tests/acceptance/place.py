@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -104,7 +105,12 @@ class Place:
 
     def files(self) -> list[str]:
         """Everything below the root of the stores but the empty folder for large outputs."""
-        return sorted(str(path.relative_to(self.root)) for path in self.root.rglob("*") if path != self.root / ".spool")
+        found = [
+            os.path.relpath(os.path.join(folder, name), self.root)
+            for folder, folders, names in os.walk(self.root)
+            for name in (*folders, *names)
+        ]
+        return sorted(set(found) - {".spool"})
 
     def assert_nothing_is_left(self) -> None:
         """No process, no file, no FIFO and no socket of any run of this place."""
@@ -154,12 +160,14 @@ class Muster:
             preexec_fn=_take_terminal,
         )  # fmt: skip
         os.close(line)
-        threading.Thread(target=self._read_terminal, args=(self._terminal,), daemon=True).start()
+        self._reader = threading.Thread(target=self._read_terminal, args=(self._terminal,), daemon=True)
+        self._reader.start()
 
     def _read_terminal(self, terminal: int) -> None:
         with contextlib.suppress(OSError):
-            while part := os.read(terminal, 1 << 16):
-                self._shown += part
+            while self._terminal is not None:
+                if select.select([terminal], [], [], 0.05)[0]:
+                    self._shown += os.read(terminal, 1 << 16)
 
     # ------------------------------------------------------------------ the command line
 
@@ -182,7 +190,7 @@ class Muster:
         """Close its terminal, as a window that is closed or a connection that is lost."""
         assert self._terminal is not None
         terminal, self._terminal = self._terminal, None
-        # The reading thread holds the descriptor open until it is closed under it: only then the kernel hangs up.
+        self._reader.join()  # a read in progress would keep the terminal open
         os.close(terminal)
 
     def wait_for(self, words: str) -> None:
