@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from muster.agent.agent import Agent
+    from muster.agent.task import Task
     from muster.bus.bus import Bus
     from muster.bus.delivery import Delivery, Receipt
     from muster.core.message import Message
@@ -41,6 +42,7 @@ _HOMES = {
     "Delivery": "muster.bus.delivery",
     "Receipt": "muster.bus.delivery",
     "Message": "muster.core.message",
+    "Task": "muster.agent.task",
     "join": "muster.joining",
     **dict.fromkeys(
         (
@@ -68,6 +70,7 @@ __all__ = [
     "MusterError",
     "Receipt",
     "StoreFullError",
+    "Task",
     "UnknownAgentError",
     "__version__",
     "join",

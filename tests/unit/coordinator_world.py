@@ -106,7 +106,7 @@ class CoordinatorWorld:
         self.report = tmp_path / "report.json"
         run = {"results": str(self.results), "report": str(self.report)} if run is None else run
         self.spec = FleetSpec(
-            name="test", store_id="0" * 32, agents=(AgentSpec(name="w", count=agents),),
+            name="test", store_id="0" * 32, agents=(AgentSpec(name="w", count=agents, command=("true",)),),
             run=RunSpec(**run) if run is not False else None, grace_s=2.0, retry=RetrySpec(attempts_max=2, backoff_s=0.01), **spec,
         )  # fmt: skip
         write_spec(self.store, self.spec)

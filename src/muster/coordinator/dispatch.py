@@ -55,7 +55,12 @@ def dispatch(state: State, out: list[Effect]) -> None:
         return
     _assign_from(state, state.idle, 0, out)
     mean_s = state.attempt_mean_s
-    if state.plan.prefetch and state.queued >= len(state.agents) and mean_s is not None and mean_s <= PREFETCH_ATTEMPT_S_MAX:
+    if (
+        state.plan.prefetch
+        and state.queued >= len(state.agents)
+        and mean_s is not None
+        and mean_s <= PREFETCH_ATTEMPT_S_MAX
+    ):
         _assign_from(state, state.busy, state.plan.prefetch, out)
 
 

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from muster.core.spec import FleetSpec
     from muster.health.monitor import HealthMonitor
 
+#: Agents up to which their inboxes' depths are read from the lanes for each answer.
+EXACT_DEPTHS_MAX = 64
+
 
 def expected(state: State) -> Iterator[Expected]:
     """Everybody of the plan, as far as it is known by proof."""
@@ -118,11 +121,18 @@ class StatusTeller:
             task=next(iter(agent.held), None),
             done=agent.done,
             failed=agent.failed,
-            inbox_depth=self._bus.depth(agent.name),
+            inbox_depth=self._depth(agent.name, page),
             heartbeat_age_s=page.heartbeat_age_s() if page is not None else None,
             pss_bytes=self._health.pss_bytes.get(agent.name),
             evidence=list(judgement.evidence) if judgement is not None else [],
         )
+
+    def _depth(self, agent: str, page: StatusPage | None) -> int:
+        # Exact by reading every sender's lane; in a large fleet that is each agent times each agent, and the agent's own word,
+        # at most ten seconds old, has to do.
+        if page is not None and len(self._state.agents) > EXACT_DEPTHS_MAX:
+            return page.inbox_depth
+        return self._bus.depth(agent)
 
 
 def latency_ms(state: State) -> dict[str, float]:

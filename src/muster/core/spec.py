@@ -93,13 +93,16 @@ class FleetSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def roster(spec: FleetSpec) -> list[str]:
-    """Every worker agent's id, in start order."""
+    """Every agent's id but the coordinator's and the operator's, in start order."""
     return [agent for kind in spec.agents for agent in kind.agent_ids()]
 
 
 def workers(spec: FleetSpec) -> dict[str, tuple[str, ...]]:
-    """Worker name -> the agents that it hosts; with one agent per worker both have the same name."""
-    ids = roster(spec)
+    """Worker name -> the agents that it hosts; with one agent per worker both have the same name.
+
+    Plain inboxes have none: a program of their own takes that identity.
+    """
+    ids = [agent for kind in spec.agents if kind.command or kind.handler for agent in kind.agent_ids()]
     size = max(1, spec.agents_per_worker)
     if size == 1:
         return {agent: (agent,) for agent in ids}
