@@ -44,9 +44,8 @@ def barrier() -> None:
     lock = _own.lock
     try:
         lock.release()
-    except (
-        RuntimeError
-    ):  # a signal handler raised between the two steps of an earlier call, or runs there now and calls this
+    except RuntimeError:
+        # A signal handler raised between the two steps of an earlier call, or runs between them now and calls this.
         lock.acquire(False)
         lock.release()
     lock.acquire(False)  # never waits: only such a handler, in this very thread, can have taken it already
