@@ -20,7 +20,13 @@ def test_the_example_of_two_agents_that_talk_prints_what_it_says(tmp_path: Path)
     code = re.search(r"```python\n(.*?)```", README, re.DOTALL)
     assert code is not None
     done = subprocess.run(
-        [sys.executable, "-c", code[1]], cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=30, check=False
+        [sys.executable, "-c", code[1]],
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
     )
     assert done.stderr == ""
     assert done.stdout == "alice {'n': 1}\nacked\n"
