@@ -20,7 +20,7 @@ from rich.console import Console
 from benchmarks import case_fleet, case_many, case_message, case_round_trip, case_run, case_sign, case_work
 from benchmarks.harness import Case, Outcome, as_json, measure
 from benchmarks.setting import REDIS, fetch_programs, machine, versions
-from benchmarks.table import print_table
+from benchmarks.table import as_markdown, print_table
 
 _MODULES = (case_message, case_sign, case_round_trip, case_many, case_run, case_work, case_fleet)
 
@@ -44,6 +44,7 @@ def main() -> int:
     parser.add_argument("--only", metavar="A,B", help="only these cases (a prefix of a name is enough)")
     parser.add_argument("--rounds", type=int, metavar="N", help="rounds of every case instead of its own number")
     parser.add_argument("--json", action="store_true", help="print everything that was measured as JSON")
+    parser.add_argument("--markdown", action="store_true", help="print the table for the documentation")
     parser.add_argument("--no-fetch", action="store_true", help="do not unpack peers that this machine lacks")
     given = parser.parse_args()
     cases = chosen(given.only)
@@ -70,6 +71,8 @@ def main() -> int:
     if given.json:
         told = {"machine": machine(), "versions": versions(), "cases": [as_json(outcome) for outcome in outcomes]}
         print(json.dumps(told, indent=2))
+    elif given.markdown:
+        print(as_markdown(outcomes))
     else:
         print_table(outcomes, Console(highlight=False, width=None if sys.stdout.isatty() else 100))
     return 1 if any(outcome.wrong for outcome in outcomes) else 0

@@ -17,6 +17,8 @@ from benchmarks.setting import muster_program, program, program_environment, scr
 TASKS = 2_000
 #: GNU parallel starts some fifty jobs a second; its rate is known long before it has run 2,000.
 PARALLEL_TASKS = 400
+#: Agents of one process in the comparison with shared workers.
+SHARED = 25
 _LIMIT_S = 60
 
 
@@ -42,11 +44,11 @@ def carry_out(command: list[str], env: dict[str, str], feed_bytes: bytes = b"") 
     return took_s, ended.stdout, said
 
 
-def _muster(jobs: int) -> Figures:
+def _muster(jobs: int, *options: str) -> Figures:
     with scratch() as directory:
         report = directory / "report.json"
         env = {**program_environment(), "MUSTER_STORE_DIR": str(directory / "stores")}
-        command = [muster_program(), "run", "-j", str(jobs), "-q", "--report", str(report), "true"]
+        command = [muster_program(), "run", "-j", str(jobs), "-q", "--report", str(report), *options, "true"]
         took_s, _out, _said = carry_out(command, env, inputs(TASKS))
         told = json.loads(report.read_text())
         if (told["tasks"], told["done"], told["delivered_ratio"], told["duplicates"]) != (TASKS, TASKS, 1.0, 0):
@@ -87,7 +89,7 @@ def _parallel(jobs: int) -> Figures:
 
 
 def _case(jobs: int) -> Case:
-    return Case(
+    case = Case(
         f"run{jobs}",
         f"muster run -j {jobs} over {TASKS:,} × true, from start to end",
         [
@@ -101,6 +103,11 @@ def _case(jobs: int) -> Case:
         ],
         rounds=2,
     )
+    if jobs >= 2 * SHARED:
+        # For comparison: the same agents in a few processes instead of one each.
+        case.contenders.append(Contender("muster, shared", lambda: _muster(jobs, "--agents-per-worker", str(SHARED))))
+        case.goals.append(Goal("per_s", "muster, shared", "xargs -P", ">=", label=f"{SHARED}/worker"))
+    return case
 
 
 def cases() -> list[Case]:

@@ -65,6 +65,6 @@ def cases() -> list[Case]:
             "the demo's analysis with two agents, beside a pool of two processes",
             [Contender("muster", _muster), Contender("process pool", _pool)],
             [Goal("s", "muster", "process pool", "<=", 1.1)],
-            rounds=3,
+            rounds=2,
         )
     ]

@@ -47,6 +47,21 @@ def print_table(outcomes: list[Outcome], console: Console) -> None:
                 console.print(Text(f"  {word}: {contender}: {last}", style=_STYLE[word]))
 
 
+def as_markdown(outcomes: list[Outcome]) -> str:
+    """The table for a page of the documentation, with machine and date."""
+    facts = machine()
+    lines = [
+        f"{facts['processor']}, {facts['cores']} cores, {facts['system'].split('-')[0]}, load {facts['load']}, {facts['date']}.",
+        ", ".join(f"{name} {found}" for name, found in versions().items()) + ".",
+        "",
+        "| case | muster | beside | | ratio (lowest–highest) | goal | |",
+        "|---|---:|---|---:|---|---|---|",
+    ]
+    for outcome in outcomes:
+        lines += ["| " + " | ".join(str(cell) for cell in _row(verdict)) + " |" for verdict in verdicts(outcome)]
+    return "\n".join(lines)
+
+
 def _row(verdict: Verdict) -> list[Text | str]:
     goal = verdict.goal
     part = goal.figure.split("_")[0] if goal.figure[:3] in ("p50", "p99") else ""
