@@ -28,7 +28,9 @@ class Capabilities:
 
 @dataclass(slots=True)
 class BusStats:
-    """Counts since the bus was opened. `rerings` and `sweeps_found` stay 0 while the bell works."""
+    """Counts since the bus was opened. `sweeps_found` stays 0 while the bell works; `rerings` counts reminders to
+    recipients that let messages wait for more than a second.
+    """
 
     sent: int = 0
     received: int = 0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from muster.bus.transports.lanes import inspect, layout
 from muster.bus.transports.lanes.outlane import OutLane
 from muster.core.names import agent_id
-from muster.errors import ForkedBusError, MusterError, UnknownAgentError
+from muster.errors import ForkedBusError, MusterError, StoreFullError, UnknownAgentError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -76,11 +76,13 @@ class Outbox:
         """Ring for every lane with untaken messages and reclaim what is finalised. True while either work may remain."""
         remaining = False
         for lane in self.lanes.values():
-            if lane.ring_again():
-                self._stats.rerings += 1
-                remaining = True
+            try:
+                rang = lane.ring_again()
+            except (OSError, StoreFullError):  # no descriptor or no room just now: the next round tries again
+                rang = True
+            self._stats.rerings += rang
             lane.reclaim()
-            remaining = remaining or lane.holds_sealed
+            remaining = remaining or rang or lane.holds_sealed
         return remaining
 
     def resume(self) -> None:
