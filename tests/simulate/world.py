@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter, deque
+from typing import Any
 
 import msgspec
 
@@ -119,8 +120,8 @@ class World:
         self.plan = ev.Plan(workers=entries, **limits)
         self.slots = self.rng.choice([1, 1, 2])
         self.now = 1000.0
-        self.to_coordinator = {name: deque() for name in [*names, "operator"]}
-        self.to_agent = {name: deque() for name in names}
+        self.to_coordinator: dict[str, deque[tuple[Any, ...]]] = {name: deque() for name in [*names, "operator"]}
+        self.to_agent: dict[str, deque[Any]] = {name: deque() for name in names}
         self.sent_ids: set[str] = set()
         self.alive: dict[str, tuple[int, list[SimAgent]]] = {}
         self.graves: dict[tuple[str, int], bool] = {}
@@ -130,7 +131,9 @@ class World:
         self.base: tuple[bytes, int] | None = None
         self.lines: Counter[int] = Counter()
         self.live: dict[int, list] = {number: [] for number in range(1, tasks + 1)}
-        self.starts, self.failures, self.died = Counter(), Counter(), Counter()
+        self.starts: Counter[int] = Counter()
+        self.failures: Counter[int] = Counter()
+        self.died: Counter[int] = Counter()
         self.coordinators = 0
         self.machine: Machine | None = None
         self.finish: ev.Finish | None = None
@@ -180,8 +183,8 @@ class World:
         state, after = (load(self.base[0]), self.base[1]) if self.base else (None, 0)
         machine = self.make(state)
         records = []
-        for record in self.log[after:]:
-            for fact in _facts.decode(record):
+        for logged in self.log[after:]:
+            for fact in _facts.decode(logged):
                 records += [effect for effect in machine.apply(fact) if isinstance(effect, ev.Record)]
         self.machine = machine
         self.replayed = {record.number: record for record in records}
@@ -269,6 +272,7 @@ class World:
                 seen.append((message.worker, message.incarnation))
             else:
                 facts.append(message)
+        assert self.machine is not None, "a dead coordinator has no turn"
         due = self.machine.due_s()
         if due is not None and due <= self.now:
             facts.append(ev.TimePassed(self.now))
@@ -276,7 +280,9 @@ class World:
 
     def carry_through(self, facts, seen):
         """One turn as the shell does it, with a possible death between any two steps."""
-        effects = [effect for fact in facts for effect in self.machine.apply(fact)]
+        machine = self.machine
+        assert machine is not None, "a dead coordinator has no turn"
+        effects = [effect for fact in facts for effect in machine.apply(fact)]
         self.maybe_crash()
         for cut in range(0, len(facts), 3):  # several records: a crash leaves a prefix
             self.log.append(msgspec.msgpack.encode(facts[cut : cut + 3]))
@@ -297,7 +303,7 @@ class World:
             self.exits.pop(key, None)
         self.caught_up |= not any(self.to_coordinator.values())
         if self.caught_up and self.rng.random() < 0.1:
-            self.base = (snapshot(self.machine.state), len(self.log))
+            self.base = (snapshot(machine.state), len(self.log))
 
     def carry_out(self, effect):
         if isinstance(effect, ev.Post):
