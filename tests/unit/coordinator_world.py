@@ -57,6 +57,7 @@ class Agent:
             self.bus.post_struct("coordinator", Ready(incarnation=self.incarnation, pid=os.getpid(), slots=1))
             while not self.gone:
                 delivery = await self.bus.receive()
+                assert delivery is not None, "a wait without a limit ends with a delivery"
                 self.take(delivery)
                 delivery.ack()
         finally:
@@ -149,10 +150,12 @@ class CoordinatorWorld:
         return task
 
     def say(self, message):
+        assert self.control is not None, "no coordinator was started"
         with contextlib.suppress(OSError):
             self.control.send(msgspec.msgpack.encode(message))
 
     def _obey(self):
+        assert self.control is not None, "no coordinator was started"
         while True:
             try:
                 record, fds, _, _ = socket.recv_fds(self.control, 1 << 16, 4)
@@ -204,9 +207,12 @@ class CoordinatorWorld:
 
     async def _read(self):
         while self.ended is None:
+            assert self.operator is not None, "the operator left while it was reading"
             delivery = await self.operator.receive()
+            assert delivery is not None, "a wait without a limit ends with a delivery"
             if delivery.type == "task.output":
                 output = delivery.decode(TaskOutput)
+                assert self.spec.run is not None, "a fleet without a run has no results to show"
                 assert self.spec.run.results is None or output.number in self.recorded(), "shown before it was written"
                 self.outputs.append(output)
             elif delivery.type == "run.ended":
@@ -214,6 +220,7 @@ class CoordinatorWorld:
             delivery.ack()
 
     def submit(self, count, *, start=1, end=True):
+        assert self.operator is not None, "`operate` opens the operator's bus"
         self.operator.post_struct(
             "coordinator", Submit(tasks=[TaskInput(n, f"i{n}") for n in range(start, start + count)])
         )
