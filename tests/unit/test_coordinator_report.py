@@ -37,7 +37,7 @@ def test_a_report_that_cannot_be_written_is_a_typed_error_and_leaves_the_older_o
     def full(fd):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(reports.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(ResultsFileError, match="No space left"):
         reports.write(str(path), {"agents": 3})
     assert path.read_text() == "old"
