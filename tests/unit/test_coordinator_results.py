@@ -9,7 +9,6 @@ import os
 
 import pytest
 
-from muster.coordinator import results as module
 from muster.coordinator.results import ResultsFile, line_of, line_without_result
 from muster.core import limits
 from muster.core.protocol import Result
@@ -22,9 +21,10 @@ def result(number: int = 1, **fields) -> Result:
 
 def shown(**fields) -> dict:
     out = fields.pop("stdout", b"")
-    return json.loads(
+    line: dict = json.loads(
         line_of("in", "w-1", result(stdout=out, stdout_bytes=fields.pop("stdout_bytes", len(out)), **fields))
     )
+    return line
 
 
 def test_a_line_says_everything_about_a_task():
@@ -137,10 +137,10 @@ def test_a_full_disk_leaves_whole_lines_and_says_so(tmp_path, monkeypatch):
             return real_write(fd, bytes(data[:10]))
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module.os, "write", short_then_full)
+    monkeypatch.setattr(os, "write", short_then_full)
     with pytest.raises(ResultsFileError, match="No space left"):
         file.append([b'{"task":2,"a":0}\n'])
-    monkeypatch.setattr(module.os, "write", real_write)
+    monkeypatch.setattr(os, "write", real_write)
     assert path.read_bytes() == b'{"task":1,"a":0}\n'
     file.append([b'{"task":3,"a":0}\n'])
     assert file.numbers_behind(0) == [1, 3]
@@ -152,7 +152,7 @@ def test_short_writes_are_continued(tmp_path, monkeypatch):
     path = tmp_path / "r.jsonl"
     file = ResultsFile(str(path))
     real_write = os.write
-    monkeypatch.setattr(module.os, "write", lambda fd, data: real_write(fd, bytes(data[:7])))
+    monkeypatch.setattr(os, "write", lambda fd, data: real_write(fd, bytes(data[:7])))
     lines = [line_of("x", "w", result(number)) for number in range(1, 20)]
     file.append(lines)
     assert path.read_bytes() == b"".join(lines)
