@@ -14,7 +14,6 @@ from tests.unit.coordinator_world import CoordinatorWorld
 from muster.bus.bus import Bus
 from muster.bus.transports.lanes.appendlog import AppendLog
 from muster.coordinator import main as main_module
-from muster.coordinator import results as results_module
 from muster.coordinator import shell as shell_module
 from muster.coordinator.outputs import OutputFlow
 from muster.coordinator.results import ResultsFile
@@ -22,6 +21,12 @@ from muster.coordinator.shell import Shell
 from muster.core import limits
 from muster.core.protocol import FleetStatus, InputEnd, StatusAsk, Stop, StopFleet, Submit, TaskInput
 from muster.errors import IdentityBusyError, InboxFullError, StoreFullError
+
+
+def keep(kept, value, answer):
+    """Note `value` and give `answer`, in one expression."""
+    kept.append(value)
+    return answer
 
 
 @pytest.fixture
@@ -98,10 +103,8 @@ async def test_a_result_stored_before_its_worker_died_counts(make, monkeypatch):
     await world.until(lambda: world.agents and world.agents["w"][0].holding)
     agent = world.agents["w"][0]
     take = OutputFlow.end
-    ends = []
-    monkeypatch.setattr(
-        OutputFlow, "end", lambda self, number, *rest: (ends.append(number), take(self, number, *rest))[1]
-    )
+    ends: list[int] = []
+    monkeypatch.setattr(OutputFlow, "end", lambda self, number, *rest: take(self, keep(ends, number, number), *rest))
     agent.end((1, 1))  # stored, but the coordinator has had no turn since
     await world.kill("w")
     assert await coordinator == 0
@@ -183,7 +186,7 @@ async def test_a_results_file_on_a_full_disk_ends_the_run_and_claims_nothing(mak
         left -= written
         return written
 
-    monkeypatch.setattr(results_module.os, "write", full)
+    monkeypatch.setattr(os, "write", full)
     coordinator = world.start()
     await world.operate()
     world.submit(30)
@@ -207,7 +210,8 @@ async def test_a_results_file_that_cannot_be_opened_starts_nothing(make, tmp_pat
 
 async def test_a_full_store_delays_the_log_and_everything_behind_it_and_loses_nothing(make, monkeypatch):
     world = make(agents=1)
-    real, refused, released = AppendLog.append, 0, []
+    real, refused = AppendLog.append, 0
+    released: list[int] = []
 
     def append(self, records):
         nonlocal refused
@@ -217,7 +221,7 @@ async def test_a_full_store_delays_the_log_and_everything_behind_it_and_loses_no
         return real(self, records)
 
     monkeypatch.setattr(AppendLog, "append", append)
-    monkeypatch.setattr(AppendLog, "release_reserve", lambda self: released.append(1) or True)
+    monkeypatch.setattr(AppendLog, "release_reserve", lambda self: keep(released, 1, True))
     monkeypatch.setattr(shell_module, "LOG_RETRY_S", 0.01)
     coordinator = world.start()
     await world.operate()
@@ -366,8 +370,8 @@ async def test_a_stop_hands_unfinished_tasks_back_and_the_next_life_runs_them(ma
     world.say(StopFleet(mode="drain", reason="down"))
     assert await first == 0
     assert world.alive == {}
-    done = []
-    world.work = lambda assign: done.append(assign.number) or {}
+    done: list[int] = []
+    world.work = lambda assign: keep(done, assign.number, {})
     world.restarts = -1
     second = world.start()
     await world.until(lambda: done == [1, 2])
