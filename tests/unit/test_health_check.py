@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from muster.health.check import Bounds, Judgement, Observation, judge, judge_team
 
-WELL = {"is_alive": True, "has_joined": True, "heartbeat_age_s": 1.0, "own_verdict": "healthy"}
+WELL: dict[str, Any] = {"is_alive": True, "has_joined": True, "heartbeat_age_s": 1.0, "own_verdict": "healthy"}
 
 
 @pytest.mark.parametrize(
