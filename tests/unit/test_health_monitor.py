@@ -11,7 +11,9 @@ from muster.health.monitor import Expected, HealthMonitor
 
 class Stage:
     def __init__(self, store, *agents):
-        self.store, self.told, self.pages = store, [], {}
+        self.store = store
+        self.told: list[tuple[str, str]] = []
+        self.pages: dict[str, StatusWriter] = {}
         self.expected = {
             agent: Expected(agent, 1, is_alive=True, has_joined=True, is_given_up=False) for agent in agents
         }
@@ -25,6 +27,9 @@ class Stage:
             lambda: False,
             lambda agent, judgement: self.told.append((agent, judgement.verdict)),
         )
+
+    def verdict(self, agent: str) -> str:
+        return self.monitor.judgements[agent].verdict
 
     def begin(self, agent, incarnation):
         self.pages[agent].begin(incarnation=incarnation, heartbeat_ms=boottime_ms(), pid=1, pss_bytes=3_000_000)
@@ -48,7 +53,7 @@ def test_after_a_sleep_of_the_machine_nobody_is_suspected_until_there_was_time_t
     now = boottime_ms() / 1000
     stage.monitor.sweep(now)
     stage.monitor.sweep(now + 3600)
-    assert stage.monitor.judgements["a"].verdict == "healthy"
+    assert stage.verdict("a") == "healthy"
     for later in (3605, 3610, 3615, 3621):
         stage.monitor.sweep(now + later)
     assert stage.monitor.judgements["a"].is_suspect
@@ -66,10 +71,10 @@ def test_a_page_of_an_earlier_incarnation_says_nothing(tmp_path):
     stage = Stage(tmp_path, "a")
     stage.expected["a"] = Expected("a", 2, is_alive=True, has_joined=True, is_given_up=False)
     stage.monitor.sweep()
-    assert stage.monitor.judgements["a"].verdict == "unknown"
+    assert stage.verdict("a") == "unknown"
     stage.begin("a", 2)
     stage.monitor.sweep()
-    assert stage.monitor.judgements["a"].verdict == "healthy"
+    assert stage.verdict("a") == "healthy"
 
 
 def test_what_an_agent_says_of_itself_counts_until_its_next_incarnation(tmp_path):
@@ -80,7 +85,7 @@ def test_what_an_agent_says_of_itself_counts_until_its_next_incarnation(tmp_path
     stage.expected["a"] = Expected("a", 2, is_alive=True, has_joined=True, is_given_up=False)
     stage.begin("a", 2)
     stage.monitor.sweep()
-    assert stage.monitor.judgements["a"].verdict == "healthy"
+    assert stage.verdict("a") == "healthy"
 
 
 async def test_the_service_sweeps_by_itself_and_stops(tmp_path):
