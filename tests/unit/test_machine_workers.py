@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.unit.test_machine_tasks import AT, assigned, ended, fleet, recorded, submit
+from tests.unit.test_machine_tasks import AT, assigned, due_s, ended, fleet, recorded, submit
 
 from muster.coordinator import events as ev
 from muster.coordinator.machine import Machine
@@ -56,8 +56,9 @@ def test_deaths_are_counted_apart_from_failures_and_end_in_a_dead_letter_with_ev
     out = []
     for incarnation in (1, 2, 3):
         out = exited(machine, "w-1", incarnation)
-        if machine.due_s() is not None:
-            machine.apply(ev.TimePassed(machine.due_s()))
+        due = machine.due_s()
+        if due is not None:
+            machine.apply(ev.TimePassed(due))
         machine.apply(ev.AgentReady(machine.state.now_s, "w-1", incarnation + 1, 1))
     (record,) = [e for e in out if isinstance(e, ev.Record)]
     assert (record.outcome, len(record.evidence)) == ("dead", 3)
@@ -80,9 +81,10 @@ def test_restarts_wait_longer_each_time_and_end_in_quarantine():
     delays = []
     for incarnation in (1, 2, 3):
         out = exited(machine, "w-1", incarnation)
-        delays.append((machine.due_s() or machine.state.now_s) - machine.state.now_s)
-        if machine.due_s() is not None:
-            out = machine.apply(ev.TimePassed(machine.due_s()))
+        due = machine.due_s()
+        delays.append((due or machine.state.now_s) - machine.state.now_s)
+        if due is not None:
+            out = machine.apply(ev.TimePassed(due))
         assert spawned(out) == [("w-1", incarnation + 1)]
     assert delays == pytest.approx([0.0, 0.1, 0.2])
     assert spawned(exited(machine, "w-1", 4)) == []
@@ -101,6 +103,7 @@ def test_with_every_worker_quarantined_the_run_ends_with_an_error_and_keeps_its_
     submit(machine, 1, 2)
     (finish,) = [e for e in exited(machine, "w-1", status=7, signal=None) if isinstance(e, ev.Finish)]
     assert (finish.exit_status, finish.reason) == (1, "error")
+    assert finish.error is not None
     assert "status 7" in finish.error
     assert sorted(machine.state.tasks) == [1, 2]
 
@@ -250,7 +253,7 @@ def test_what_outlives_the_grace_is_killed_and_the_end_comes_within_a_second_of_
     assert machine.due_s() == pytest.approx(AT + 10)
     out = machine.apply(ev.TimePassed(AT + 10))
     assert [(e.worker, e.signal, e.tree) for e in out if isinstance(e, ev.KillWorker)] == [("w-1", 9, True)]
-    out = machine.apply(ev.TimePassed(machine.due_s()))
+    out = machine.apply(ev.TimePassed(due_s(machine)))
     assert [e for e in out if isinstance(e, ev.Finish)]
     assert machine.state.now_s - AT <= 11
 
