@@ -63,7 +63,12 @@ def program_environment() -> dict[str, str]:
     """Environment in which unpacked programs find their libraries."""
     libraries = [str(path) for path in sorted(UNPACKED.glob("usr/lib/*-linux-gnu*"))]
     inherited = os.environ.get("LD_LIBRARY_PATH")
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("MUSTER_")}
+    # Without cached bytecode every start of a Python program would be a measurement of the compiler.
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("MUSTER_") and name != "PYTHONDONTWRITEBYTECODE"
+    }
     return {**clean, "LD_LIBRARY_PATH": ":".join([*libraries, *([inherited] if inherited else [])])}
 
 
