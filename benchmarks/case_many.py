@@ -157,7 +157,7 @@ async def _round_by_messages(store: Path, gate: Gate) -> list[float]:
             began = time.perf_counter()
             for agent in IDS:
                 await hub.send(agent, work)
-            heard = set()
+            heard: set[str] = set()
             for _ in IDS:
                 delivery = await hub.receive(timeout_s=_WAIT_S)
                 if delivery is None or delivery.decode(Work) != work:
