@@ -6,10 +6,12 @@ import json
 import os
 import random
 import signal
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from muster.core import limits
 from muster.testing import eventually
 
 from .place import PATIENCE_S, Muster, Place, assert_recorded_once, count_of, wait_for_lines
@@ -74,18 +76,23 @@ def kill_at_random(run: Muster, results: Path, total: int) -> tuple[int, int]:
     chance.shuffle(plan)
     run.store()
     killed: set[int] = set()
+    deaths: Counter[str] = Counter()
+    limit = {"worker": limits.RESTARTS_MAX, "coordinator": limits.COORDINATOR_RESTARTS_MAX}  # beyond it they stay dead
     for at, kind in enumerate(plan):
         threshold = (at + 1) * total * 4 // 5 // len(plan)
         wait_for_lines(results, threshold)
 
-        def victim(kind: str = kind) -> int | None:
-            alive = [run.coordinator()] if kind == "coordinator" else list(run.workers().values())
-            fresh = [pid for pid in alive if pid is not None and pid not in killed]
+        def victim(kind: str = kind) -> tuple[str, int] | None:
+            alive = {kind: run.coordinator()} if kind == "coordinator" else run.workers()
+            fresh = [
+                (name, pid) for name, pid in alive.items() if pid and pid not in killed and deaths[name] < limit[kind]
+            ]
             return chance.choice(fresh) if fresh else None
 
-        pid = eventually(victim, PATIENCE_S, f"a living {kind}")
-        assert pid is not None
-        killed.add(pid)
-        os.kill(pid, signal.SIGKILL)
+        found = eventually(victim, PATIENCE_S, f"a living {kind}")
+        assert found is not None
+        deaths[found[0]] += 1
+        killed.add(found[1])
+        os.kill(found[1], signal.SIGKILL)
     assert count_of(results) < total, "the kills came too late to mean anything"
     return WORKER_KILLS, COORDINATOR_KILLS
