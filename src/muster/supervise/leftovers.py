@@ -1,10 +1,11 @@
 """What a crashed spawner left behind: found by record and by mark, killed, proven dead before anything starts again.
 
 Three sources, because each misses something: the record (every process the spawner forked, with its start time and boot)
-misses commands whose worker is dead; the mark (MUSTER_STORE_ID in the environment) misses forks without exec and cleared
-environments; the sessions of the commands that the agents' status pages name miss what left its session. A process that
-did all of this, detached itself twice and cleared its environment, while every process above it was killed, is found by
-nobody.
+misses commands whose worker is dead; the mark (MUSTER_STORE_ID in the environment, and in the path of what a run's
+commands write to) misses forks without exec that also write elsewhere; the sessions of the commands that the agents'
+status pages name miss what left its session, and what began a moment before the page was brought up to date. A process
+that did all of this, detached itself twice, cleared its environment and redirected its output, while every process above
+it was killed, is found by nobody.
 """
 
 from __future__ import annotations

@@ -166,12 +166,23 @@ def _reap(pids: list[int]) -> list[int]:
 
 
 def find_marked(store_id: str) -> list[tuple[int, int]]:
-    """(pid, start_time) of this user's processes that were executed with MUSTER_STORE_ID=`store_id`; never the caller
-    itself.
+    """(pid, start_time) of this user's processes that were executed with MUSTER_STORE_ID=`store_id`, or whose stdout or
+    stderr is a file in the folder of that name, where a run's commands write; never the caller itself.
 
     Finds commands of a fleet whose spawner and workers are all dead. It does not find processes that cleared their
-    environment.
+    environment and write elsewhere.
     """
     mark = f"MUSTER_STORE_ID={store_id}".encode()
-    marked = (pid for pid in process_ids() if pid != os.getpid() and mark in environ_of(pid))
+    others = (pid for pid in process_ids() if pid != os.getpid())
+    marked = (pid for pid in others if mark in environ_of(pid) or _writes_below(pid, f"/{store_id}/"))
     return [(pid, start_time) for pid in marked if (start_time := start_time_of(pid)) is not None]
+
+
+def _writes_below(pid: int, folder: str) -> bool:
+    # An empty environment does not change where a command's output goes: to a nameless file, which the kernel shows
+    # below the folder that it was made in.
+    for fd in (1, 2) if IS_LINUX else ():
+        with contextlib.suppress(OSError):
+            if folder in os.readlink(f"/proc/{pid}/fd/{fd}"):
+                return os.stat(f"/proc/{pid}").st_uid == os.geteuid()
+    return False
