@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from muster.supervise.platform import environ_of, process_ids
-from muster.supervise.tree import descendants_of
+from muster.supervise.tree import descendants_of, is_gone, start_time_of
 from muster.testing import eventually
 
 from .commands import ONE_AT_A_TIME
@@ -46,22 +45,31 @@ def kill_all_but_the_commands(run: Muster) -> None:
     fleet = [run.process.pid, told["pid"], told["coordinator"]["pid"], *(worker["pid"] for worker in told["workers"])]
     commands = [pid for pid in descendants_of(run.process.pid) if pid not in fleet]
     run.place.note(commands)
+    identified = [(pid, start_time_of(pid) or 0) for pid in commands]
     for number in (signal.SIGSTOP, signal.SIGKILL):
         for pid in fleet:
             os.kill(pid, number)
     run.process.wait()
-    mark = f"MUSTER_STORE_ID={told['store_id']}".encode()
-    alive = [pid for pid in process_ids() if mark in environ_of(pid)]
+    alive = [pid for pid, started in identified if not is_gone(pid, started)]
     assert alive, "no command has survived: this test would prove nothing"
 
 
-@pytest.mark.parametrize("kill", [kill_the_spawner, kill_the_tree, kill_all_but_the_commands])
+@pytest.mark.parametrize(
+    ("kill", "wrapper"),
+    [
+        (kill_the_spawner, []),
+        (kill_the_tree, []),
+        (kill_all_but_the_commands, []),
+        (kill_all_but_the_commands, ["env", "-i"]),  # nothing in its environment tells whose it is
+    ],
+    ids=["spawner", "tree", "all-but-the-commands", "all-but-commands-without-environment"],
+)
 def test_resume_completes_a_killed_run_and_runs_nothing_beside_its_remains(
-    place: Place, kill: Callable[[Muster], None]
+    place: Place, kill: Callable[[Muster], None], wrapper: list[str]
 ) -> None:
     results, journals = place.work / "results.jsonl", place.work / "journals"
     journals.mkdir()
-    command = [*PYTHON, place.script("one_at_a_time.py", ONE_AT_A_TIME), str(journals), "1", "{}"]
+    command = [*wrapper, *PYTHON, place.script("one_at_a_time.py", ONE_AT_A_TIME), str(journals), "1", "{}"]
     words = ["run", "-j", str(AGENTS), "--results", str(results), "-a", place.inputs(INPUTS), *command]
     run = place.start(*words)
     wait_for_lines(results, 1)
