@@ -27,6 +27,10 @@ from muster.security.permissions import make_private_dir, read_private
 RECORD_BYTES = 256 << 10
 #: A snapshot is due after this many bytes or facts behind the last one: replay then takes a fraction of a second.
 SNAPSHOT_BYTES, SNAPSHOT_FACTS = 16 << 20, 25_000
+#: And earlier when the state is small, so that an old fleet's log takes little room: after this many facts, …
+SNAPSHOT_FACTS_MIN = 2_500
+#: … but never before the facts outnumber the open tasks by so much, which a snapshot has to write anew.
+FACTS_PER_OPEN_TASK = 5
 
 _HEAD = struct.Struct("<8sQ32s")
 _MAGIC = b"mustSNP1"
@@ -99,10 +103,10 @@ class EventLog:
         """Free the reserve file so that what was accepted can be written down. False if it is gone already."""
         return self._log.release_reserve()
 
-    @property
-    def snapshot_due(self) -> bool:
-        """Whether enough was appended since the last snapshot."""
-        return self._bytes > SNAPSHOT_BYTES or self._facts > SNAPSHOT_FACTS
+    def snapshot_due(self, open_tasks: int) -> bool:
+        """Whether enough was appended since the last snapshot, for a state with so many open tasks."""
+        facts_max = min(SNAPSHOT_FACTS, max(SNAPSHOT_FACTS_MIN, FACTS_PER_OPEN_TASK * open_tasks))
+        return self._bytes > SNAPSHOT_BYTES or self._facts > facts_max
 
     def write_snapshot(self, state: State) -> bool:
         """Store the state as of the last appended fact and drop what it covers. False if there was no room: the log goes on."""

@@ -151,7 +151,7 @@ class Shell:
         for seen in exits:
             if self.control is not None:
                 self.control.send(seen)
-        if self.log.snapshot_due and self.may_snapshot:
+        if self.log.snapshot_due(len(self.machine.state.tasks)) and self.may_snapshot:
             self.log.write_snapshot(self.machine.state)
 
     @property

@@ -46,8 +46,6 @@ class AppendLog:
         if not self._reserve.exists():
             with contextlib.suppress(OSError):
                 os.close(allocate(str(self._reserve), RESERVE_BYTES, b""))
-        # Larger segments from the start: the log is written in bursts and never drained by a reader.
-        self._writer.backlog = 1 << 20
 
     @property
     def last_seq(self) -> int:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 MAGIC: Final = b"MUSTLAN1"
 FLOOR, RELEASED, DURABLE, WANT = 4, 5, 6, 7
-#: Explicit message ids remembered per lane for deduplication.
-DEDUP_IDS_MAX: Final = 4096
+#: Explicit message ids remembered per lane for deduplication. A coordinator of 750 agents keeps them for every one.
+DEDUP_IDS_MAX: Final = 256
 _ID_AT: Final = struct.calcsize("<BBBBHHII16sQ")
 
 
