@@ -169,8 +169,10 @@ class Worker:
     def _executor(self, setting: AgentSetting) -> Executor:
         if setting.kind.command is not None:
             return CommandExecutor(setting, self._launcher, self._exits, self._remains)
+        # For the handler and the programs it starts. Agents that share the process share its environment, too.
+        os.environ.update(setting.kind.env)
         if self._is_alone:
-            os.environ.update(identity(setting))  # for the handler and the programs it starts
+            os.environ.update(identity(setting))
         captures = self._is_alone and setting.kind.slots == 1
         return HandlerExecutor(setting, self._remains, give_up=lambda: self._give_up(setting), captures=captures)
 
