@@ -128,21 +128,23 @@ class CursorShelf:
 
     def __init__(self, inbox: str) -> None:
         self._inbox = inbox
-        self._next_spare = 0
-        for name in os.listdir(inbox):
+        names = os.listdir(inbox)
+        for name in names:
             if name.startswith("tmp-"):
                 os.unlink(f"{inbox}/{name}")
+        #: Known from here on without looking: only the holder of `inbox.lock` makes and uses them.
+        self._spares = sorted(name for name in names if name.startswith("spare-"))
+        self._next_spare = max((int(name[6:]) + 1 for name in self._spares if name[6:].isdigit()), default=0)
         self.restock()
 
     def restock(self) -> bool:
         """Fill up to `limits.SPARE_CURSORS` spares; False if the store has no room (what is there stays usable)."""
-        spares = [name for name in os.listdir(self._inbox) if name.startswith("spare-")]
-        numbers = [int(name[6:]) for name in spares if name[6:].isdigit()]
-        self._next_spare = max([self._next_spare, *[n + 1 for n in numbers]])
         try:
-            for _ in range(limits.SPARE_CURSORS - len(spares)):
-                os.close(allocate(f"{self._inbox}/spare-{self._next_spare}", PAGE, b""))
+            while len(self._spares) < limits.SPARE_CURSORS:
+                name = f"spare-{self._next_spare}"
                 self._next_spare += 1
+                os.close(allocate(f"{self._inbox}/{name}", PAGE, b""))
+                self._spares.append(name)
         except OSError:
             return False
         return True
@@ -159,13 +161,12 @@ class CursorShelf:
             if lane_id_of(bytes(page.words[:4]), MAGIC) == lane_id:
                 return Cursor(path, lane_id, page)
             page.close()
-        spares = sorted(name for name in os.listdir(self._inbox) if name.startswith("spare-"))
-        if not spares:
+        if not self._spares:
             self.restock()
-            spares = sorted(name for name in os.listdir(self._inbox) if name.startswith("spare-"))
-        if not spares:
+        if not self._spares:
             raise OSError(28, "no spare cursor is left in a full store")
-        spare = f"{self._inbox}/{spares[0]}"
+        # Out of the list first: after an interruption it is found again at the next start, and never used twice.
+        spare = f"{self._inbox}/{self._spares.pop(0)}"
         fd = open_private(spare, os.O_RDWR)
         try:
             os.pwrite(fd, bytes(PAGE), 0)
