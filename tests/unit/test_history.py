@@ -98,6 +98,16 @@ def test_a_send_cut_short_may_have_been_stored_or_not(story: Story, stored: bool
     assert report.deaths_in_operation == {"role": 1}
 
 
+def test_a_death_while_the_outcome_was_noted_is_a_send_cut_short(story: Story) -> None:
+    alice = story.process("alice")
+    place = alice.send_begun(alice.lane("alice", "bob"), 11)
+    alice._words[place + 1] = 1
+    story.take(story.process("bob"), 1, 11)
+    report = story.check()
+    assert report.ok, report.violations
+    assert (report.cut, report.cut_stored, report.acked) == (1, 1, 1)
+
+
 @pytest.mark.parametrize("came_again", [False, True])
 def test_an_ack_cut_short_may_have_taken_effect_or_not(story: Story, came_again: bool) -> None:
     story.sent(1)
@@ -344,6 +354,17 @@ def test_a_journal_grows_with_what_it_is_told(story: Story) -> None:
     assert report.accepted == count
     assert report.broken == {"lost-prefix": count}
     assert len(report.violations) < count, "only the first are kept with their text"
+
+
+@pytest.mark.parametrize("size", [0, journals.HEADER.size])
+def test_a_process_that_died_while_it_made_its_journal_did_nothing(story: Story, size: int) -> None:
+    story.sent(1)
+    story.take(story.process("bob"), 1, 1)
+    path = story.directory / "00000009.journal"
+    path.write_bytes(journals.HEADER.pack(journals.MAGIC, 9, b"")[:size])
+    report = story.check()
+    assert report.ok
+    assert report.deaths.total() == 3
 
 
 def test_a_file_that_is_no_journal_is_refused(story: Story) -> None:

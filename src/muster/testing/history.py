@@ -32,6 +32,7 @@ from muster.testing.journal import (
     RELEASED,
     RELEASING,
     SEND,
+    STORED,
     TENURE,
     WAITS,
     journals,
@@ -211,10 +212,11 @@ class _Sorter:
                 continue
             kind = head & 0xFF
             if kind == SEND:
-                if head & 0xFF00 == REFUSED << 8:
+                state = head & 0xFF00
+                if state == REFUSED << 8:
                     refused += 1
-                else:
-                    lane.sends.extend((message, seq, folded))
+                else:  # until the state says "stored", the other words may be written in part
+                    lane.sends.extend((message, seq if state == STORED << 8 else 0, folded))
             elif kind == DELIVERY:
                 lane.deliveries.extend((seq | (head & 0xFF0000) << 32 | (head & 0xFF00) << 48, message, folded, mark))
             else:

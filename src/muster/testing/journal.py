@@ -85,11 +85,11 @@ class Journal:
         path = directory / f"{incarnation:08d}{SUFFIX}"
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
+            os.pwrite(fd, HEADER.pack(MAGIC, incarnation, role.encode()[:16]), 0)  # there wholly or not at all
             os.ftruncate(fd, JOURNAL_BYTES_FIRST)
             self._map = mmap.mmap(fd, JOURNAL_BYTES_FIRST)
         finally:
             os.close(fd)
-        self._map[: HEADER.size] = HEADER.pack(MAGIC, incarnation, role.encode()[:16])
         self._use()
         self._at = HEADER.size // 8
 
@@ -178,18 +178,22 @@ def journals(directory: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def opened_journal(path: Path) -> Iterator[Entry]:
-    """Map a journal for reading; the words end behind the last record.
+    """Map a journal for reading; the words end behind the last record. One whose process died while it made it is empty.
 
     Raises:
         ValueError: The file is no journal.
     """
+    if path.stat().st_size == 0:
+        with memoryview(b"").cast("Q") as nothing:
+            yield Entry(int(path.name.removesuffix(SUFFIX)), "", nothing)
+        return
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         magic, incarnation, role = HEADER.unpack_from(mapped)
         if magic != MAGIC:
             raise ValueError(f"{path} is no journal")
         with memoryview(mapped) as view, view.cast("Q") as words:
             first, count = HEADER.size // 8, 0
-            low, high = 0, (len(words) - first) // RECORD_WORDS
+            low, high = 0, max(0, len(words) - first) // RECORD_WORDS
             while low < high:  # records are written in order: the first empty one is found by halving
                 count = (low + high) // 2
                 if words[first + count * RECORD_WORDS]:
