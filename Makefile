@@ -3,6 +3,7 @@
 #   PYTHON=python3.12 make setup     another interpreter
 #   make test T=tests/unit           one part of the tests
 #   make soak SOAK_S=60              a shorter soak
+#   make crash UPDATE=1              write the list of crash points anew
 
 SHELL := /bin/sh
 VENV := .venv
@@ -16,7 +17,7 @@ export RUFF_CACHE_DIR := build/cache/ruff
 export MYPY_CACHE_DIR := build/cache/mypy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench soak docs format lock clean
+.PHONY: help setup demo test crash check bench soak docs format lock clean
 
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
@@ -36,6 +37,10 @@ demo: $(READY)  ## 50 agents analyse Python's standard library; report in build/
 
 test: $(READY)  ## run the tests (T=tests/unit for a part)
 	@$(PY) -m pytest $(T)
+
+crash: $(READY)  ## strike every crash point of the bus, then a storm of kills (UPDATE=1 writes the list of points anew)
+	@$(PY) -m tests.crash $(if $(UPDATE),--update)
+	@$(PY) -m tests.storm
 
 check: $(READY)  ## lint, format, types, documentation, structure
 	@echo "check: ruff"

@@ -13,7 +13,7 @@ import pytest
 
 from muster import errors
 from muster.bus.bus import Bus
-from muster.bus.transports.lanes import cursor, inbox, segment
+from muster.bus.transports.lanes import cursor, lookout, segment
 from muster.security.keys import Keyring, load_master
 
 from .lanes_world import (
@@ -57,7 +57,7 @@ def test_a_walk_over_damage_to_a_message_in_flight_skips_none_of_the_whole_ones(
     bob = join("bob")
     assert finish_all(bob) == [6, 7, 8, 9, 10]
     assert lanes(bob).gaps == [("alice", 4, 5)], "2 and 3 were finalised before"
-    assert lanes(bob).inbox._in["alice"].cursor.acked_base == 10  # type: ignore[union-attr]
+    assert lanes(bob).inbox.lookout.lanes["alice"].cursor.acked_base == 10  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("lost", [(4, 5, 6), (5, 6, 7), (3, 4, 5)])
@@ -184,7 +184,7 @@ def test_the_sweep_finds_nothing_while_two_processes_exchange_thousands_of_messa
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        inbox, "RUNG_WITHIN_NS", 200_000_000
+        lookout, "RUNG_WITHIN_NS", 200_000_000
     )  # a message that nobody rang for is older at the next sweep
     pid = os.fork()
     if pid == 0:
@@ -204,7 +204,7 @@ def test_the_sweep_finds_nothing_while_two_processes_exchange_thousands_of_messa
 @pytest.fixture
 def _every_age_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """A message that only the sweep found is its find however young it is: what a test posts need not grow old first."""
-    monkeypatch.setattr(inbox, "RUNG_WITHIN_NS", 0)
+    monkeypatch.setattr(lookout, "RUNG_WITHIN_NS", 0)
 
 
 @pytest.mark.usefixtures("_every_age_counts")

@@ -1,17 +1,13 @@
-"""A process dies before or after each mutating call, or right at a commit; what it leaves heals, nothing accepted is lost.
+"""Lanes that are interrupted, wiped, begun anew or poisoned: nothing accepted is lost, and numbers mean one message each.
 
-The child runs a scenario with every mutating call of `os` wrapped; call number n kills it with SIGKILL. What it accepted it writes
-to a pipe first. The parent then opens the same store and demands: everything accepted is delivered, in order, once finalised; a send
-that was cut short is there entirely or not at all.
+Deaths at every system call and every instruction: `test_system_call_points.py` and `test_instruction_points.py`.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,72 +17,11 @@ from muster.bus.transports.lanes import segment
 from muster.bus.transports.lanes.transport import LanesTransport
 from muster.security.keys import Keyring, load_master
 
-CALLS = ("mkdir", "chmod", "open", "posix_fallocate", "pwrite", "write", "rename", "unlink", "link", "mkfifo")
 BODY = b"x" * 900
-COUNT = 60  # enough for three rolls: segments double from 8 KiB
 
 
 def transport(store: Path, agent: str) -> LanesTransport:
     return LanesTransport(store, agent, Keyring.from_master(load_master(store), agent))
-
-
-def send_many(store: Path, accepted: int) -> None:
-    bus = Bus(transport(store, "alice"))
-    real_write = _REAL_WRITE
-    for n in range(COUNT):
-        bus.post("bob", [n, BODY])
-        real_write(accepted, bytes((n,)))
-
-
-def receive_many(store: Path, accepted: int) -> None:
-    bus = Bus(transport(store, "bob"))
-    while (delivery := bus.receive_nowait()) is not None:
-        n = delivery.body[0]
-        if n % 5 == 4:
-            delivery.dead_letter("every fifth")
-        else:
-            delivery.ack()
-        _REAL_WRITE(accepted, bytes((n,)))
-
-
-_REAL_WRITE = os.write
-
-
-def run_and_die(scenario: Callable[[Path, int], None], store: Path, at: int, *, after: bool) -> tuple[list[int], bool]:
-    """Run `scenario` in a child that kills itself at mutating call `at`. (what it accepted, whether it came that far)."""
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        calls = 0
-
-        def wrap(real: Callable[..., Any]) -> Callable[..., Any]:
-            def counted(*args: Any, **kwargs: Any) -> Any:
-                nonlocal calls
-                calls += 1
-                if calls == at and not after:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                number = calls
-                try:
-                    return real(*args, **kwargs)
-                finally:
-                    if number == at and after:
-                        os.kill(os.getpid(), signal.SIGKILL)
-
-            return counted
-
-        try:
-            for name in CALLS:
-                setattr(os, name, wrap(getattr(os, name)))
-            scenario(store, writer)
-        finally:
-            os._exit(0)
-    os.close(writer)
-    data = b""
-    while chunk := os.read(reader, 4096):
-        data += chunk
-    os.close(reader)
-    _, status = os.waitpid(pid, 0)
-    return list(data), os.WIFSIGNALED(status)
 
 
 def fresh(tmp_path: Path, name: str) -> Path:
@@ -109,66 +44,6 @@ def drain(store: Path) -> list[int]:
         delivery.ack()
     bus.transport.close()
     return seen
-
-
-@pytest.mark.parametrize("after", [False, True])
-def test_a_sender_killed_at_any_call_loses_nothing_that_it_accepted(tmp_path: Path, *, after: bool) -> None:
-    at, died = 0, True
-    while died:
-        at += 1
-        store = fresh(tmp_path, f"s{at}-{after}")
-        accepted, died = run_and_die(send_many, store, at, after=after)
-        # The next holder of the identity goes on with the lane as it was left.
-        bus = Bus(transport(store, "alice"))
-        bus.post("bob", [99, BODY])
-        bus.transport.close()
-        seen = drain(store)
-        assert seen[-1] == 99
-        rest = seen[:-1]
-        assert rest in (accepted, [*accepted, len(accepted)]), f"call {at}: accepted {accepted}, delivered {rest}"
-    assert at > 14, "the scenario must reach the calls it is about"
-
-
-@pytest.mark.parametrize("after", [False, True])
-def test_a_recipient_killed_at_any_call_finalises_each_message_once(tmp_path: Path, *, after: bool) -> None:
-    at, died = 0, True
-    while died:
-        at += 1
-        store = fresh(tmp_path, f"r{at}-{after}")
-        bus = Bus(transport(store, "alice"))
-        for n in range(COUNT):
-            bus.post("bob", [n, BODY])
-        bus.transport.close()
-        finished, died = run_and_die(receive_many, store, at, after=after)
-        rest = drain(store)
-        dead = {
-            int(name.rpartition(".")[2]) - 1
-            for name in os.listdir(store / "agents/bob/inbox/dead")
-            if not name.startswith("tmp-")
-        }
-        assert not set(finished) & set(rest), f"call {at}: finalised twice {set(finished) & set(rest)}"
-        # One message may be finished without having been reported, or its letter stored without its verdict: it is then here or there.
-        missing = set(range(COUNT)) - set(finished) - set(rest)
-        assert missing <= ({max(finished, default=-1) + 1}), f"call {at}: lost {missing}"
-        assert {n for n in finished if n % 5 == 4} <= dead
-    assert at > 15
-
-
-def test_a_death_between_the_frame_and_its_commit_word_leaves_the_frame_invisible(tmp_path: Path) -> None:
-    store = fresh(tmp_path, "commit")
-    pid = os.fork()
-    if pid == 0:
-        bus = Bus(transport(store, "alice"))
-        bus.post("bob", [0, BODY])
-        # The barrier stands right before the commit store.
-        setattr(segment, "barrier", lambda: os.kill(os.getpid(), signal.SIGKILL))  # noqa: B010
-        bus.post("bob", [1, BODY])
-        os._exit(0)
-    os.waitpid(pid, 0)
-    bus = Bus(transport(store, "alice"))
-    assert bus.post("bob", [2, BODY]).seq == 2
-    bus.transport.close()
-    assert drain(store) == [0, 2]
 
 
 def test_an_exception_right_after_the_commit_does_not_let_the_next_send_overwrite_it(
