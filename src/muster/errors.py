@@ -6,13 +6,13 @@
     │   ├── ConfigError           CommandNotFoundError   HandlerNotFoundError
     │   └── InputFileError        ResultsFileError       RunMismatchError
     ├── BusError
-    │   ├── BusClosedError        InboxFullError*        StoreFullError*     IdentityBusyError*
+    │   ├── BusClosedError        InboxFullError*        OutboxFullError*    StoreFullError*
     │   ├── CorruptStoreError     AskTimeoutError        DeliveryStateError  ForkedBusError
-    │   └── OwnerGoneError*
+    │   └── IdentityBusyError*    OwnerGoneError*
     ├── SecurityError
     │   └── ForbiddenError        BadSignatureError      UnsafePermissionsError
     ├── StoreError
-    │   └── StoreUnsuitableError  StoreTooSmallError     StoreVersionError
+    │   └── StoreUnsuitableError  StoreTooSmallError     StoreVersionError   RosterFullError
     └── FleetError
         └── FleetNotRunningError  FleetRunningError      SpawnFailedError    CoordinatorLostError
                                                               (* = `retry_after_s` is set)
@@ -135,6 +135,12 @@ class InboxFullError(BusError):
     code = "bus.inbox_full"
 
 
+class OutboxFullError(BusError):
+    """This sender's own quota, or its share of the fleet's, is used up; nothing was written. Wait `retry_after_s`."""
+
+    code = "bus.outbox_full"
+
+
 class StoreFullError(BusError):
     """The store has no room for another segment; nothing was written, everything accepted can still be drained."""
 
@@ -205,6 +211,12 @@ class StoreError(MusterError):
     """The store cannot be used."""
 
     code = "store"
+
+
+class RosterFullError(StoreError):
+    """The store has as many agents as `bus.agents_max` allows; no further one was made."""
+
+    code = "store.roster_full"
 
 
 class StoreUnsuitableError(StoreError):

@@ -166,10 +166,10 @@ def test_a_restarted_sender_rings_again_for_what_its_predecessor_left_untaken(st
     die(alice)
     alice = join("alice")
     assert bob.receive_nowait() is None
-    alice._resume()
+    alice._upkeep._resume()
     assert alice.stats.rerings == 1
     assert finish_all(bob) == ["unheard"]
-    alice._resume()
+    alice._upkeep._resume()
     assert alice.stats.rerings == 1, "everything was taken: nobody is rung for nothing"
 
 
@@ -212,7 +212,7 @@ def test_one_damaged_lane_does_not_keep_a_restarted_sender_from_resuming_the_oth
         whole = path.read_bytes()
         overwrite(path, frame_offsets(path)[0][2], 8)
         alice = join("alice")
-        alice._resume()
+        alice._upkeep._resume()
         die(alice)
         path.write_bytes(whole)
         assert [heard(bus) for bus in receivers] == [name != "bob", name != "carol"]

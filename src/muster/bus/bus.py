@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Self
@@ -12,13 +11,21 @@ from typing import TYPE_CHECKING, Any, Self
 from muster.bus import groups
 from muster.bus.delivery import Delivery, Receipt
 from muster.bus.envelope import outgoing
-from muster.bus.waiting import LOOK_AGAIN_S, Waiters
+from muster.bus.group_commit import GroupCommit
+from muster.bus.upkeep import Upkeep
+from muster.bus.waiting import LOOK_AGAIN_S, Waiters, wait_for_room
 from muster.core import limits
 from muster.core.message import EXTRA_CORRELATION, EXTRA_REPLY_TO, Message
-from muster.errors import AskTimeoutError, BusClosedError, BusError, InboxFullError, UsageError
+from muster.errors import (
+    AskTimeoutError,
+    BusClosedError,
+    BusError,
+    InboxFullError,
+    UsageError,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Collection
+    from collections.abc import AsyncIterator, Callable, Collection, Mapping
     from pathlib import Path
 
     from muster.bus.transport import BusStats, Inbound, Transport
@@ -36,24 +43,27 @@ class Bus:
         self.id = transport.agent
         self.store = store
         self.closed = False
-        self._in_hand: dict[int, Inbound] = {}
+        self.stats: BusStats = transport.stats
+        self._put, self._take, self._transport_ack = transport.put, transport.take, transport.ack
+        self._durable = transport.capabilities.durable
+        self._in_hand: set[Inbound] = set()
         self._local: deque[Inbound] = deque()  # given back, or control messages met while pumping replies
         self._asks: dict[str, asyncio.Future[Message]] = {}
         self._receivers = Waiters()
         self._ack_waiters = Waiters()
         self._awaited: dict[tuple[str, bool], list[int]] = {}  # numbers whose verdict is awaited, per lane
-        self._timers: set[asyncio.TimerHandle] = set()
-        self._tick_handle: asyncio.TimerHandle | None = None
-        self._tick_s = limits.RERING_S
         self._in_row, self._told = 0, False
         self._wakers: list[Callable[[], None]] = []
+        self._fileno = transport.fileno()
         self._loop: asyncio.AbstractEventLoop | None = None
         with contextlib.suppress(RuntimeError):  # without a running loop only the synchronous calls work
             self._loop = asyncio.get_running_loop()
+        self._upkeep = Upkeep(transport, self._loop, self._sweep)
+        self._group = GroupCommit(transport, self._loop) if self._durable and self._loop is not None else None
+        if transport.fileno() >= 0:
+            transport.on_ready = self._on_ready
         if self._loop is not None and transport.fileno() >= 0:
             self._loop.add_reader(transport.fileno(), self._on_bell)
-            self._later(limits.SWEEP_S * random.uniform(0.75, 1.25), self._sweep)
-            self._later(limits.RERING_S, self._resume)
 
     @classmethod
     async def open(
@@ -76,24 +86,30 @@ class Bus:
                     raise
             await asyncio.sleep(LOOK_AGAIN_S)
 
-    @property
-    def stats(self) -> BusStats:
-        return self.transport.stats
-
     def post(self, to: str, body: object = None, **envelope: Any) -> Receipt:
-        """Store one message for `to` and return at once; see `send` for the envelope, promises and errors. The hot path."""
+        """Store one message for `to` and return at once; see `send` for the envelope, promises and errors. The hot path.
+
+        In a durable store this blocks until the disk has it: prefer `send`, which shares one wait among all who send at a time.
+        """
+        receipt = self._post(to, body, envelope)
+        if self._durable:
+            self.transport.flush()
+        return receipt
+
+    def _post(self, to: str, body: object, envelope: Mapping[str, Any]) -> Receipt:
         if self.closed:
             raise BusClosedError("this bus is closed")
         out = outgoing(body, envelope)
         try:
-            seq = self.transport.put(to, out)
+            seq = self._put(to, out)
         except InboxFullError:
             self.stats.refused_full += 1
             raise
-        self._tick_s = limits.RERING_S
-        if self._tick_handle is None and self._loop is not None:
-            self._tick_handle = self._loop.call_later(limits.RERING_S, self._tick)
-        return Receipt(self, to, seq, out.message_id, control=out.control)
+        upkeep = self._upkeep
+        upkeep.pause_s = limits.RERING_S
+        if upkeep.reminder is None:
+            upkeep.remind_later()
+        return Receipt(self, to, seq, out.message_id, out.control)
 
     def post_struct(self, to: str, struct: Any, *, priority: str = "normal", message_id: str | None = None) -> Receipt:
         """`post` of one of muster's own messages (`core.protocol`); its type is found from its class."""
@@ -111,25 +127,27 @@ class Bus:
         Args:
             to: An agent of the roster.
             body: bytes as they are; anything else as msgpack, at most `limits.BODY_BYTES_MAX` bytes.
-            wait_s: Wait up to this long for room in a full inbox instead of raising at once.
+            wait_s: Wait up to this long for room in a full inbox. None: as the recipient's `overflow` says, which is not at all
+                unless it wants its senders to wait, or evicts its oldest messages to make room.
             envelope: type, priority ("normal" or "control"), message_id (sent again within the window it adds no second copy),
                 expires_in_s, correlation_id, causation_id, traceparent.
 
         Raises:
             UnknownAgentError, InvalidNameError, BodyTooLargeError, BodyEncodingError, ForbiddenError: Nothing was written; retrying
                 cannot help.
-            InboxFullError, StoreFullError: Nothing was written; wait `retry_after_s`.
+            InboxFullError, OutboxFullError, StoreFullError: Nothing was written; wait `retry_after_s`.
+            StoreError: The disk of a durable store refused; the message was not accepted, though it may still be delivered.
             BusClosedError: `close` was called first.
         """
-        deadline = time.monotonic() + (wait_s or 0.0)
-        while True:
-            try:
-                return self.post(to, body, **envelope)
-            except InboxFullError as error:
-                remaining = deadline - time.monotonic()
-                if remaining <= 0:
-                    raise
-                await self._next_ack(min(remaining, error.retry_after_s or limits.INBOX_FULL_RETRY_S))
+        try:
+            receipt = self._post(to, body, envelope)
+        except InboxFullError as error:
+            receipt = await wait_for_room(self, to, wait_s, error, lambda: self._post(to, body, envelope))
+        if self._durable:
+            if self._group is None:
+                raise UsageError("send needs a running loop in a durable store; post blocks instead")
+            await self._group.wait()
+        return receipt
 
     async def ask(
         self, to: str, body: object = None, *, type: str = "ask", timeout_s: float = 30.0, **envelope: Any
@@ -191,20 +209,20 @@ class Bus:
             if self._local:
                 inbound: Inbound | None = self._local.popleft()
             else:
-                inbound = self.transport.take()
+                inbound = self._take()
             if inbound is None:
                 # Without a turn of the loop nobody has looked at the bell yet.
-                if self.transport.fileno() < 0 or not self._hear():
+                if self._fileno < 0 or not self._hear():
                     return None
                 continue
-            if self._take_reply(inbound):
+            if inbound.message.control and self._take_reply(inbound):
                 continue
-            self._in_hand[id(inbound)] = inbound
+            self._in_hand.add(inbound)
             return Delivery(self, inbound)
 
     async def receive(self, *, timeout_s: float | None = None) -> Delivery | None:
         """The next delivery, waiting for it; None when `timeout_s` has passed. Raises BusClosedError once the bus is closed."""
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        deadline: float | None = None
         while True:
             if self.closed:
                 raise BusClosedError("this bus is closed")
@@ -220,11 +238,14 @@ class Bus:
                         raise
                 return delivery
             self._in_row = 0
-            if self._loop is None or self.transport.fileno() < 0:
+            if self._loop is None or self._fileno < 0:
                 raise UsageError("receive needs a bus that consumes its inbox, in a running loop")
-            remaining = None if deadline is None else deadline - time.monotonic()
-            if remaining is not None and remaining <= 0:
-                return None
+            remaining = None
+            if timeout_s is not None:
+                deadline = deadline or time.monotonic() + timeout_s
+                remaining = deadline - time.monotonic()
+                if remaining <= 0:
+                    return None
             await self._receivers.wait(remaining)
 
     async def inbox(self) -> AsyncIterator[Delivery]:
@@ -242,7 +263,7 @@ class Bus:
         deliveries = []
         for inbound in self.transport.take_all_from(sender):
             if not self._take_reply(inbound):
-                self._in_hand[id(inbound)] = inbound
+                self._in_hand.add(inbound)
                 deliveries.append(Delivery(self, inbound))
         return deliveries
 
@@ -277,19 +298,20 @@ class Bus:
             if not self._take_reply(inbound):
                 self._local.append(inbound)
 
-    def _ack(self, inbound: Inbound) -> None:
-        self.stats.acked += 1
-        self.transport.ack(inbound)
-        if not self._told and self.transport.is_ready and (self._receivers or self._wakers):
+    def _on_ready(self) -> None:
+        """An ack let a lane go on that had waited for it: nobody will ring for that."""
+        if not self._told and (self._receivers or self._wakers):
             self._told = True  # in a later turn: whoever acks is in the middle of something
-            self._later(0.0, self._news)
+            self._upkeep.later(0.0, self._news)
 
     def _nack(self, inbound: Inbound, reason: str, delay_s: float) -> None:
         self.stats.nacked += 1
         if inbound.attempt >= self.transport.attempts_max:
             self._kill(inbound, reason or f"given back {inbound.attempt} times")
             return
-        self._later(delay_s, lambda: self._deliver_again(inbound)) if delay_s > 0 else self._deliver_again(inbound)
+        self._upkeep.later(delay_s, lambda: self._deliver_again(inbound)) if delay_s > 0 else self._deliver_again(
+            inbound
+        )
 
     def _deliver_again(self, inbound: Inbound) -> None:
         self.transport.again(inbound)
@@ -331,39 +353,12 @@ class Bus:
         else:
             await self._ack_waiters.wait(timeout_s)
 
-    def _later(self, delay_s: float, call: Callable[[], object]) -> None:
-        if self._loop is None:
-            call()
-            return
-
-        def fire() -> None:
-            self._timers.discard(handle)
-            call()
-
-        handle = self._loop.call_later(delay_s, fire)
-        self._timers.add(handle)
-
-    def _resume(self) -> None:
-        """Late enough that a short life never pays for it: take over the lanes of whoever held this identity before."""
-        if not self.closed:
-            self.transport.resume()
-            self._tick()
-
-    def _tick(self) -> None:
-        """While something we sent is untaken or a sealed segment waits to be freed: ring again, reclaim. Else no timer runs."""
-        self._tick_handle = None
-        if not self.closed and self.transport.ring_again() and self._loop is not None:
-            # A recipient that is away, or does not listen, is reminded ever more rarely: an idle fleet costs nothing.
-            self._tick_s = min(self._tick_s * 2, limits.RERING_MAX_S)
-            self._tick_handle = self._loop.call_later(self._tick_s, self._tick)
-
     def _sweep(self) -> None:
         if not self.closed:
             self._hear()  # what was rung for is no find of the sweep
             self.transport.sweep()
             if self.transport.is_ready:
                 self._news()
-            self._later(limits.SWEEP_S * random.uniform(0.75, 1.25), self._sweep)
 
     def roster(self) -> list[str]:
         """Every agent of the fleet, by name."""
@@ -378,14 +373,15 @@ class Bus:
         if self.closed:
             return
         self.closed = True
-        for inbound in (*self._in_hand.values(), *self._local):
+        if self._group is not None:
+            self._group.closed = True
+        for inbound in (*self._in_hand, *self._local):
             self.transport.uncount(inbound)
         self._in_hand.clear()
         self._local.clear()
         if self._loop is not None and self.transport.fileno() >= 0:
             self._loop.remove_reader(self.transport.fileno())
-        for handle in (*self._timers, *([self._tick_handle] if self._tick_handle else [])):
-            handle.cancel()
+        self._upkeep.close()
         for future in self._asks.values():
             if not future.done():
                 future.set_exception(BusClosedError("this bus was closed while it waited for a reply"))

@@ -90,7 +90,7 @@ class Delivery:
                 f"message {self.message.seq} from {self.message.sender} was already finished", seq=self.message.seq
             )
         self._open = False
-        self._bus._in_hand.pop(id(self._inbound), None)
+        self._bus._in_hand.discard(self._inbound)
         return self._inbound
 
     @property
@@ -99,7 +99,9 @@ class Delivery:
 
     def ack(self) -> None:
         """Handled; it is never delivered again. Raises DeliveryStateError if it was finished before."""
-        self._bus._ack(self._finish())
+        bus = self._bus
+        bus.stats.acked += 1
+        bus._transport_ack(self._finish())
 
     def nack(self, reason: str = "", *, delay_s: float = 0.0) -> None:
         """Not handled: deliver it again after `delay_s`, or make it a dead letter once its attempts are spent."""
@@ -141,7 +143,7 @@ class Receipt:
 
     __slots__ = ("_bus", "control", "raw_id", "recipient", "seq")
 
-    def __init__(self, bus: Bus, recipient: str, seq: int, raw_id: bytes, *, control: bool) -> None:
+    def __init__(self, bus: Bus, recipient: str, seq: int, raw_id: bytes, control: bool) -> None:
         self._bus = bus
         self.recipient = recipient
         self.seq = seq

@@ -66,9 +66,9 @@ def outgoing(body: object, envelope: Mapping[str, Any]) -> Outgoing:
     """
     raw, content = encode_body(body)
     created = time.time_ns()
-    out = Outgoing(new_id(), type_bytes(envelope.get("type", "message")), raw, content, created)
     if not envelope:
-        return out
+        return Outgoing(new_id(), b"message", raw, content, created)
+    out = Outgoing(new_id(), type_bytes(envelope.get("type", "message")), raw, content, created)
     unknown = envelope.keys() - _FIELDS
     if unknown:
         raise TypeError(f"send() got an unexpected keyword argument {min(unknown)!r}")

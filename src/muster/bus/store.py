@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 from muster.bus.transports.lanes import inspect, layout
 from muster.bus.transports.lanes.deadletters import list_letters
-from muster.bus.transports.lanes.layout import add_agent, has_agent, roster
+from muster.bus.transports.lanes.layout import add_agent, has_agent, read_settings, roster
 from muster.errors import FleetNotRunningError, StoreVersionError
 from muster.security.keys import create_master, load_master, master_path
 from muster.security.permissions import check_private, make_private_dir, read_private, write_private
 
 if TYPE_CHECKING:
+    from muster.core.settings import BusSettings
     from muster.core.spec import FleetSpec
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "create_store",
     "has_agent",
     "open_store",
+    "read_settings",
     "read_spec",
     "remove_store",
     "roster",
@@ -31,14 +33,19 @@ __all__ = [
 ]
 
 
-def create_store(store: Path) -> Path:
+def create_store(store: Path, settings: BusSettings | None = None) -> Path:
     """Make the directories and the master key of a store (0700 and 0600 whatever the umask). Idempotent; the parent must exist.
+
+    `settings` are those of a new store; one that exists keeps its own (`read_settings`).
 
     Raises:
         UnsafePermissionsError: Something is there that is a link, somebody else's or open to others; it was not used.
     """
     for directory in (store, store / "keys", store / "agents", store / "sockets"):
         make_private_dir(directory)
+    if settings is not None:
+        with contextlib.suppress(FileExistsError):
+            layout.write_settings(store, settings)
     if not master_path(store).exists():
         with contextlib.suppress(FileExistsError):  # another process made it just now: that one counts
             create_master(store)

@@ -7,13 +7,17 @@ import time
 from typing import TYPE_CHECKING
 
 from muster.core import limits
-from muster.errors import AskTimeoutError, BusError
+from muster.errors import AskTimeoutError, BusError, InboxFullError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from muster.bus.bus import Bus
     from muster.bus.delivery import Receipt
 
 _FINAL = frozenset({"acked", "dead", "expired", "evicted", "damaged", "forged", "finalised"})
+#: How long a send waits by itself, by what its recipient wants (`overflow`).
+_WAIT_S_OF = {"wait": limits.OVERFLOW_WAIT_S, "evict_oldest": limits.EVICTION_WAIT_S}
 #: A bus that does not consume has no bell: it looks again at this pace while it waits for an ack.
 LOOK_AGAIN_S = 0.01
 
@@ -53,6 +57,30 @@ class Waiters:
                 handle.cancel()
             if future in self._futures:
                 self._futures.remove(future)
+
+
+async def wait_for_room(
+    bus: Bus, to: str, wait_s: float | None, refusal: InboxFullError, post: Callable[[], Receipt]
+) -> Receipt:
+    """Post again whenever the recipient has finalised something, until it succeeds or `wait_s` has passed; then the last refusal."""
+    if wait_s is None:
+        wait_s = _WAIT_S_OF.get(str(refusal.facts.get("overflow")), 0.0)
+    deadline = time.monotonic() + wait_s
+    control = bool(refusal.facts.get("control"))
+    waiting = bus._awaited.setdefault((to, control), [])
+    while (remaining := deadline - time.monotonic()) > 0:
+        number = bus.transport.number_for_room(to, control=control)
+        waiting.append(number)
+        try:
+            bus.transport.want(to, control=control, seq=min(waiting))
+            try:  # once more: room may have come before the wish was stored
+                return post()
+            except InboxFullError as error:
+                refusal = error
+            await bus._next_ack(min(remaining, limits.RERING_S))
+        finally:
+            waiting.remove(number)
+    raise refusal
 
 
 async def wait_finalised(bus: Bus, receipt: Receipt, timeout_s: float | None) -> None:

@@ -10,10 +10,24 @@ TYPE_BYTES_MAX = 64
 WINDOW = 240
 #: Messages a sender may have stored and unacked on one lane (the recipient grants it in the cursor).
 LANE_CREDIT = 1000
+#: Identities of a store, unless its settings say otherwise: every one owns a floor of credit in every inbox.
+AGENTS_MAX = 2000
+#: Messages stored for one recipient and unacked, over all senders: four full lanes for each of AGENTS_MAX, so that by default
+#: no credit has to be lent; with a smaller bound lanes share it.
+INBOX_MESSAGES_MAX = 8_000_000
+#: Messages stored by one sender and unacked, over all recipients: a full lane to every other agent.
+OUTBOX_MESSAGES_MAX = 4_000_000
+#: Bytes of segments that one lane, one sender and one fleet may hold.
+LANE_BYTES_MAX = 256 << 20
+OUTBOX_BYTES_MAX = 4 << 30
+FLEET_MESSAGES_MAX = 1_000_000_000
+FLEET_BYTES_MAX = 4 << 40
 #: First segment of a lane: with lane page and cursor a lane costs 16 KiB of store.
 SEGMENT_BYTES_FIRST = 8 << 10
 #: Segments double up to this size; one message of BODY_BYTES_MAX always fits.
 SEGMENT_BYTES_MAX = 4 << 20
+#: Lanes that one identity keeps open in each direction; the longest idle ones are closed and opened again when they are used.
+OPEN_LANES_MAX = 1024
 #: Deliveries of one message before it becomes a dead letter.
 ATTEMPTS_MAX = 5
 #: Spare cursors a recipient keeps allocated, so that new lanes can be drained when the store is full.
@@ -30,6 +44,11 @@ HOPS_MAX = 16
 INBOX_FULL_RETRY_S = 0.1
 #: Wait suggested to a sender that met a full store.
 STORE_FULL_RETRY_S = 1.0
+#: How long taking an identity waits for somebody who lends credit in its name: milliseconds, unless that process is stopped.
+ABSENT_LOCK_S = 0.1
+#: How long `send` waits by itself for a recipient that wants its senders to wait, or that evicts to make room.
+OVERFLOW_WAIT_S = 30.0
+EVICTION_WAIT_S = 1.0
 #: How long a one-shot sender waits for an identity held by another one-shot process.
 IDENTITY_WAIT_S = 5.0
 

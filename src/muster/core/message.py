@@ -6,6 +6,9 @@ are first asked for, so a router or an auditor never pays for them.
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from muster.core import limits
@@ -13,51 +16,108 @@ from muster.core.ids import show_id
 from muster.errors import BodyEncodingError, BodyTooLargeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
 T = TypeVar("T")
 
+FLAG_CONTROL, FLAG_EXPLICIT_ID = 1, 2
 CONTENT_BYTES, CONTENT_JSON, CONTENT_MSGPACK = 0, 1, 2
 CONTENT_TYPES = ("application/octet-stream", "application/json", "application/msgpack")
 
 _UNSET: Any = object()
+_NO_EXTRAS: Mapping[int, str] = MappingProxyType({})
+_EXTRA = struct.Struct("<BH")
+#: The header of a message that never stood in a frame, field by field as `codec.HEADER` unpacks it.
+NO_HEAD: tuple[Any, ...] = (1, 0, CONTENT_BYTES, 0, 0, 0, 0, 0, bytes(16), 0, bytes(16), 0, 0)
+
+
+class FrameError(Exception):
+    """The bytes are no frame of this lane and number (shape), or the tag does not fit (`forged`)."""
+
+    def __init__(self, reason: str, *, forged: bool = False) -> None:
+        super().__init__(reason)
+        self.forged = forged
+
+
+def decode_extras(raw: bytes) -> dict[int, str]:
+    """A frame's tag-length-value list; unknown tags are kept, damage raises FrameError."""
+    extras: dict[int, str] = {}
+    at = 0
+    try:
+        while at < len(raw):
+            tag, size = _EXTRA.unpack_from(raw, at)
+            at += _EXTRA.size
+            if at + size > len(raw):
+                raise FrameError("extras run over their end")
+            extras[tag] = raw[at : at + size].decode()
+            at += size
+    except (struct.error, UnicodeDecodeError) as error:
+        raise FrameError(f"bad extras: {error}") from None
+    return extras
 
 
 class Message:
-    """One message, verified: `sender` is who holds the pair's key, not what a body claims. Text in a body is data."""
+    """One message, verified: `sender` is who holds the pair's key, not what a body claims. Text in a body is data.
 
-    __slots__ = (
-        "_body",
-        "content",
-        "control",
-        "created_ns",
-        "expires_ns",
-        "explicit",
-        "extras",
-        "hops",
-        "raw",
-        "raw_id",
-        "recipient",
-        "sender",
-        "seq",
-        "type",
-    )
+    What a frame says beside its body is unpacked once and looked at when asked for: most messages are handled by type and body alone.
+    """
 
-    def __init__(self, sender: str, recipient: str, type_: str, raw: bytes, content: int = CONTENT_MSGPACK) -> None:
+    __slots__ = ("_body", "_extras", "_extras_raw", "_head", "content", "raw", "recipient", "sender", "seq", "type")
+
+    def __init__(
+        self,
+        sender: str,
+        recipient: str,
+        type_: str,
+        raw: bytes,
+        head: tuple[Any, ...] = NO_HEAD,
+        extras_raw: bytes = b"",
+    ) -> None:
         self.sender = sender
         self.recipient = recipient
         self.type = type_
         self.raw = raw
-        self.content = content
-        self.raw_id = b""
-        self.seq = 0
-        self.created_ns = 0
-        self.expires_ns = 0
-        self.hops = 0
-        self.control = False
-        self.explicit = False
-        self.extras: Mapping[int, str] = {}
+        self.content: int = head[2]
+        self.seq: int = head[9]
+        self._head = head
+        self._extras_raw = extras_raw
+        self._extras: Mapping[int, str] | None = None
         self._body: Any = _UNSET
+
+    @property
+    def raw_id(self) -> bytes:
+        raw: bytes = self._head[10]
+        return raw
+
+    @property
+    def created_ns(self) -> int:
+        created: int = self._head[11]
+        return created
+
+    @property
+    def expires_ns(self) -> int:
+        expires: int = self._head[12]
+        return expires
+
+    @property
+    def hops(self) -> int:
+        hops: int = self._head[3]
+        return hops
+
+    @property
+    def control(self) -> bool:
+        return bool(self._head[1] & FLAG_CONTROL)
+
+    @property
+    def explicit(self) -> bool:
+        return bool(self._head[1] & FLAG_EXPLICIT_ID)
+
+    @property
+    def extras(self) -> Mapping[int, str]:
+        """Ids of other messages and the like, by tag. Damage was excluded when the frame was decoded."""
+        if self._extras is None:
+            self._extras = decode_extras(self._extras_raw) if self._extras_raw else _NO_EXTRAS
+        return self._extras
 
     @property
     def id(self) -> str:
@@ -84,7 +144,7 @@ class Message:
     def body(self) -> Any:
         """The decoded body. Raises BodyEncodingError if the bytes are not what their content type says."""
         if self._body is _UNSET:
-            self._body = decode_body(self.raw, self.content)
+            self._body = self.raw if self.content == CONTENT_BYTES else decode_body(self.raw, self.content)
         return self._body
 
     @overload
@@ -121,7 +181,9 @@ def encode_body(body: object) -> tuple[bytes, int]:
         BodyEncodingError: The value is of a type that msgpack does not know.
         BodyTooLargeError: It takes more than `limits.BODY_BYTES_MAX` bytes.
     """
-    if isinstance(body, bytes | bytearray | memoryview):
+    if body.__class__ is bytes:
+        raw, content = body, CONTENT_BYTES
+    elif isinstance(body, bytearray | memoryview | bytes):
         raw, content = bytes(body), CONTENT_BYTES
     elif body.__class__ is str and _msgpack_encode is None:
         raw, content = (
@@ -133,7 +195,8 @@ def encode_body(body: object) -> tuple[bytes, int]:
             raw, content = (_msgpack_encode or _encoder())(body), CONTENT_MSGPACK
         except (TypeError, ValueError, OverflowError, RecursionError, NotImplementedError) as error:
             raise BodyEncodingError(f"a body of type {type(body).__name__} cannot be encoded: {error}") from None
-    check_body_bytes(len(raw))
+    if len(raw) > limits.BODY_BYTES_MAX:
+        check_body_bytes(len(raw))
     return raw, content
 
 

@@ -60,6 +60,15 @@ def open_private(path: str | Path, flags: int, *, dir_fd: int | None = None) -> 
     return fd
 
 
+def sync_path(path: str | Path) -> None:
+    """Wait until the disk has a file or directory. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def read_private(path: Path) -> bytes:
     """The whole of a small private file. Raises UnsafePermissionsError, OSError."""
     fd = open_private(path, os.O_RDONLY)
@@ -69,8 +78,12 @@ def read_private(path: Path) -> bytes:
         os.close(fd)
 
 
-def write_private(path: Path, data: bytes) -> None:
-    """A new private file with `data`, whole or not at all. Raises FileExistsError if there is one."""
+def write_private(path: Path, data: bytes, *, durable: bool = False) -> None:
+    """A new private file with `data`, whole or not at all; `durable`: it is on the disk when this returns.
+
+    Raises:
+        FileExistsError: There is one; it was not changed.
+    """
     temporary = path.with_name(f"tmp-{os.getpid()}-{os.urandom(4).hex()}")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
@@ -78,8 +91,12 @@ def write_private(path: Path, data: bytes) -> None:
             view = memoryview(data)
             while view:
                 view = view[os.write(fd, view) :]
+            if durable:
+                os.fsync(fd)
         finally:
             os.close(fd)
         os.link(temporary, path)  # link refuses to overwrite; rename would not
+        if durable:
+            sync_path(path.parent)
     finally:
         os.unlink(temporary)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import OrderedDict, deque
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 from muster.bus.transport import BusStats, Capabilities, Inbound
@@ -68,6 +68,7 @@ class MemoryTransport:
         self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._acked = False
         self._turn = 0
+        self.on_ready: Callable[[], None] = lambda: None
         self._listening: frozenset[str] | None = None
         for lane in hub.lanes.values():  # what was in hand when the last holder went is delivered again
             if lane.recipient == agent:
@@ -192,6 +193,20 @@ class MemoryTransport:
 
     def want(self, recipient: str, *, control: bool, seq: int) -> None:
         """Every ack rings here."""
+
+    def number_for_room(self, recipient: str, *, control: bool) -> int:
+        """Every ack rings here, whatever number is asked for."""
+        del recipient, control
+        return 1
+
+    def begin_flush(self) -> list[Any]:
+        return []
+
+    def end_flush(self, waited: list[Any]) -> None:
+        """Nothing survives this process anyway."""
+
+    def flush(self) -> None:
+        """Nothing survives this process anyway."""
 
     def ring_again(self) -> bool:
         return False

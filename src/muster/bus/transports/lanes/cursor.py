@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from muster.bus.transports.lanes.words import (
     CHECK_FACTOR,
@@ -24,6 +24,9 @@ from muster.bus.transports.lanes.words import (
 )
 from muster.core import limits
 from muster.security.permissions import open_private
+
+if TYPE_CHECKING:
+    from muster.bus.transports.lanes.credit import CreditPool
 
 MAGIC: Final = b"MUSTCUR1"
 TAKEN, ACKED_BASE, CREDIT = 4, 5, 6
@@ -45,30 +48,45 @@ VERDICTS: Final = {
 class Cursor:
     """The recipient's own, mapped for writing. Only the holder of `inbox.lock` makes one."""
 
-    def __init__(self, path: str, lane_id: bytes, page: Page) -> None:
+    __slots__ = (
+        "_later", "_page", "_pool", "_regrant_at", "_words", "acked_base", "credit", "lane_id", "lent", "path", "taken",
+        "taken_before", "window",
+    )  # fmt: skip
+
+    def __init__(self, path: str, lane_id: bytes, page: Page, pool: CreditPool) -> None:
         self.path = path
         self.lane_id = lane_id
         self._page = page
+        self._pool = pool
         self._words = page.words
         self.taken = self._own(TAKEN)
         self.acked_base = self._own(ACKED_BASE)
+        self.credit = self._own(CREDIT)
         #: Highest number taken before this process came; up to it, what is not finalised was in flight when a process ended.
         self.taken_before = self.taken
+        self.window = max(pool.floor, self.credit - self.acked_base)
+        self.lent = pool.lent(self.credit, self.acked_base)
+        #: Numbers above the base that are finalised: we alone write the ring, so it is read once and remembered.
+        self._later = {
+            seq for seq in range(self.acked_base + 1, self.acked_base + WINDOW + 1) if self._finalised_in_ring(seq)
+        }
         # A crash may have come between a slot and the base, or between the base and the credit, that follow from it.
-        self._advance()
-        if self._own(CREDIT) != self.acked_base + limits.LANE_CREDIT:
-            self._words[CREDIT] = word(self.acked_base + limits.LANE_CREDIT)
+        self._regrant_at = self.acked_base
+        if self.acked_base + 1 in self._later:
+            self._advance(self.acked_base)
+        self.grant()
 
     def _own(self, index: int) -> int:
         value = value_of(self._words[index])
         return 0 if value is None else value  # our own word is never torn; 0 is safe: slots decide what is finalised
 
-    def is_finalised(self, seq: int) -> bool:
-        """A slot of `seq` or a later number means `seq` is finalised."""
-        if seq <= self.acked_base:
-            return True
+    def _finalised_in_ring(self, seq: int) -> bool:
         value = value_of(self._words[ACKED_RING + seq % WINDOW])
         return value is not None and value >> 8 >= seq
+
+    def is_finalised(self, seq: int) -> bool:
+        """Whether `seq` has its verdict: below the base, or in the ring."""
+        return seq <= self.acked_base or seq in self._later
 
     def count_attempt(self, seq: int) -> int:
         """Move the attempts counter *before* the delivery is handed out, so that a message that kills its reader is counted."""
@@ -96,28 +114,51 @@ class Cursor:
         """Publish `taken`; it never goes back."""
         if seq > self.taken:
             self.taken = seq
-            self._words[TAKEN] = word(seq)
+            self._words[TAKEN] = (seq << 16) | ((((seq + 1) * CHECK_FACTOR) & MASK_64) >> 48)
 
     def finalise(self, seq: int, verdict: int) -> bool:
         """Store the verdict: the instant at which `seq` is finalised. False if it already was. Advances `acked_base` and credit."""
-        if self.is_finalised(seq):
+        base = self.acked_base
+        if seq <= base or seq in self._later:
             return False
-        self._words[ACKED_RING + seq % WINDOW] = word((seq << 8) | verdict)
-        if seq == self.acked_base + 1:
-            self._advance()
+        value = (seq << 8) | verdict
+        self._words[ACKED_RING + seq % WINDOW] = (value << 16) | ((((value + 1) * CHECK_FACTOR) & MASK_64) >> 48)
+        if seq == base + 1:
+            self._advance(seq)
+        else:
+            self._later.add(seq)
         return True
 
-    def _advance(self) -> None:
-        base = self.acked_base
-        while True:
-            value = value_of(self._words[ACKED_RING + (base + 1) % WINDOW])
-            if value is None or value >> 8 != base + 1:
-                break
+    def _advance(self, base: int) -> None:
+        later = self._later
+        while later and base + 1 in later:
             base += 1
-        if base != self.acked_base:
-            self.acked_base = base
-            self._words[ACKED_BASE] = word(base)
-            self._words[CREDIT] = word(base + limits.LANE_CREDIT)
+            later.discard(base)
+        self.acked_base = base
+        self._words[ACKED_BASE] = (base << 16) | ((((base + 1) * CHECK_FACTOR) & MASK_64) >> 48)
+        if base >= self._regrant_at:
+            self.grant()
+
+    def grant(self, *, hungry: bool = False) -> bool:
+        """Raise the credit to a window above the base; True if it rose. `hungry`: the sender says that it has none left.
+
+        Credit never goes back. A lane that uses its window up gets a larger one while the pool has something, a drained one gives
+        back while others are short. What is lent is counted as of now and only sinks until the next grant, so the sum is never exceeded.
+        """
+        pool, base = self._pool, self.acked_base
+        if hungry or self.taken + (self.window >> 2) >= self.credit:
+            self.window = pool.grown(self.window, self.lent)
+        elif self.taken == base:
+            self.window = pool.shrunk(self.window)
+        rose = base + self.window > self.credit
+        if rose:
+            self.credit = base + self.window
+            self._words[CREDIT] = word(self.credit)
+        lent = pool.lent(self.credit, base)
+        pool.free += self.lent - lent
+        self.lent = lent
+        self._regrant_at = base + max(1, self.window >> 3)
+        return rose
 
     def close(self) -> None:
         self._page.close()
@@ -126,8 +167,9 @@ class Cursor:
 class CursorShelf:
     """An inbox's cursors, with spares allocated ahead so that new lanes can be drained when the store is full."""
 
-    def __init__(self, inbox: str) -> None:
+    def __init__(self, inbox: str, pool: CreditPool) -> None:
         self._inbox = inbox
+        self._pool = pool
         names = os.listdir(inbox)
         for name in names:
             if name.startswith("tmp-"):
@@ -135,6 +177,7 @@ class CursorShelf:
         #: Known from here on without looking: only the holder of `inbox.lock` makes and uses them.
         self._spares = sorted(name for name in names if name.startswith("spare-"))
         self._next_spare = max((int(name[6:]) + 1 for name in self._spares if name[6:].isdigit()), default=0)
+        pool.count_lent(inbox)
         self.restock()
 
     def restock(self) -> bool:
@@ -159,7 +202,10 @@ class CursorShelf:
         with contextlib.suppress(FileNotFoundError):
             page = Page(path)
             if lane_id_of(bytes(page.words[:4]), MAGIC) == lane_id:
-                return Cursor(path, lane_id, page)
+                return Cursor(path, lane_id, page, self._pool)
+            # Of a lane that is gone: what it had of the pool comes back.
+            base, credit = (value_of(page.words[index]) or 0 for index in (ACKED_BASE, CREDIT))
+            self._pool.free += self._pool.lent(credit, base)
             page.close()
         if not self._spares:
             self.restock()
@@ -167,30 +213,35 @@ class CursorShelf:
             raise OSError(28, "no spare cursor is left in a full store")
         # Out of the list first: after an interruption it is found again at the next start, and never used twice.
         spare = f"{self._inbox}/{self._spares.pop(0)}"
+        window = self._pool.first_window()
         fd = open_private(spare, os.O_RDWR)
         try:
             os.pwrite(fd, bytes(PAGE), 0)
             os.pwrite(fd, page_header(MAGIC, lane_id), 0)
-            for index, value in ((TAKEN, 0), (ACKED_BASE, 0), (CREDIT, limits.LANE_CREDIT)):
+            for index, value in ((TAKEN, 0), (ACKED_BASE, 0), (CREDIT, window)):
                 os.pwrite(fd, word(value).to_bytes(8, "little"), index * 8)
         finally:
             os.close(fd)
+        self._pool.free -= self._pool.lent(window, 0)
         os.rename(spare, path)
         self.restock()
-        return Cursor(path, lane_id, Page(path))
+        return Cursor(path, lane_id, Page(path), self._pool)
 
 
 class PeerCursor:
     """The sender's view of its recipient's cursor: read with `pread`, every word checked."""
 
-    def __init__(self, path: str, lane_id: bytes) -> None:
+    __slots__ = ("_fd", "_lane_id", "_path", "_seen", "acked_base", "credit", "taken")
+
+    def __init__(self, path: str, lane_id: bytes, credit: int) -> None:
+        """`credit` is what a sender has on a lane that its recipient has not seen."""
         self._path = path
         self._lane_id = lane_id
         self._fd = -1
         self._seen = b""
         self.taken = 0
         self.acked_base = 0
-        self.credit = limits.LANE_CREDIT
+        self.credit = credit
 
     def refresh(self) -> bool:
         """Read taken, acked_base and credit. False if there is no cursor of this lane id (then the recipient has not looked yet).
@@ -201,8 +252,8 @@ class PeerCursor:
             return False
         data = os.pread(self._fd, 24, TAKEN * 8)
         if data != self._seen:
-            self._seen = data
             taken, base, credit = _THREE_WORDS.unpack(data)
+            self._seen = data
             # Unrolled: this runs once per message sent. A word whose check fails leaves the older value standing.
             if (((((taken >> 16) + 1) * CHECK_FACTOR) & MASK_64) >> 48) == taken & 0xFFFF:
                 self.taken = taken >> 16
@@ -243,6 +294,13 @@ class PeerCursor:
             return 0
         first = self.acked_base
         return first if self.refresh() and self.acked_base == first else 0
+
+    def sync(self) -> None:
+        """Make the recipient's acks survive a power cut. A reader's descriptor will do: the kernel writes the file's pages, whoever
+        made them dirty.
+        """
+        if self._fd >= 0:
+            os.fdatasync(self._fd)
 
     def close(self) -> None:
         if self._fd >= 0:

@@ -7,13 +7,14 @@ before its tag was verified.
 from __future__ import annotations
 
 import os
+import struct
 import time
 import zlib
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from muster.bus.transports.lanes import cursor as cursors
-from muster.bus.transports.lanes import layout, outlane
+from muster.bus.transports.lanes import layout, locks, outlane
 from muster.bus.transports.lanes.segment import (
     DATA,
     HEADER_BYTES,
@@ -25,19 +26,40 @@ from muster.bus.transports.lanes.segment import (
     segment_name,
 )
 from muster.bus.transports.lanes.words import barrier, lane_id_of, value_of
-from muster.core.codec import CONTENT_BYTES_MAX, LANE_ID_AT, SEQ_AT, FrameError, decode_frame
+from muster.core.codec import CONTENT_BYTES_MAX, LANE_ID_AT, SEQ_AT, decode_frame
+from muster.core.message import FrameError
 from muster.security.permissions import open_private
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from muster.core.message import Message
+    from muster.security.keys import Keyring
 
 CHUNK_FIRST: Final = 4 << 10
 CHUNK_MORE: Final = 64 << 10
 #: Identical bytes in this many reads, spread over at least a millisecond, are damage; anything less is a write in progress.
 READS_BEFORE_DAMAGE: Final = 3
 _READ_AGAIN_S: Final = 0.0006
+
+
+#: A `_visible` that hides nothing.
+ALL: Final = 1 << 48
+#: Bits of a commit word that no kind uses.
+_NO_KIND: Final = 0xFF << 40
+_word_at = struct.Struct("<Q").unpack_from
+_pack_checked = struct.Struct("<QIB").pack
+_crc32 = zlib.crc32
+
+
+class Recipient(NamedTuple):
+    """What all lanes into one inbox have in common."""
+
+    store: Path
+    agent: str
+    keyring: Keyring
+    shelf: cursors.CursorShelf
+    durable: bool
 
 
 class DamagedLaneError(Exception):
@@ -52,26 +74,37 @@ class DamagedLaneError(Exception):
 class InLane:
     """Reads one lane in order. `take` semantics are the transport's; this class finds the next whole frame and remembers where it is."""
 
-    def __init__(
-        self, store: Path, me: str, sender: str, *, control: bool, key: bytes, shelf: cursors.CursorShelf
-    ) -> None:
+    __slots__ = (
+        "_at", "_buffer", "_buffer_at", "_crc", "_fd", "_first", "_key", "_lane_id", "_names", "_outbox_lock", "_page_fd", "_peeked",
+        "_shelf", "_visible", "_want_seen", "base_checked", "blocked", "control", "cursor", "directory", "fruitful", "name", "next_seq",
+        "segment_ends", "sender", "sender_bell", "swept_ns", "used", "want",
+    )  # fmt: skip
+
+    def __init__(self, me: Recipient, sender: str, *, control: bool) -> None:
         self.sender = sender
         self.control = control
         self.name = layout.lane_name(sender, control=control)
-        self.directory = f"{layout.agent_dir(store, sender)}/outbox/{layout.lane_name(me, control=control)}"
-        self.sender_bell = f"{layout.agent_dir(store, sender)}/bell"
-        self._names = (sender, me)
-        self._key = key
-        self._shelf = shelf
+        base = layout.agent_dir(me.store, sender)
+        self.directory = f"{base}/outbox/{layout.lane_name(me.agent, control=control)}"
+        self.sender_bell = f"{base}/bell"
+        self._outbox_lock = f"{base}/outbox.lock"
+        self._names = (sender, me.agent)
+        self._key = me.keyring.verify_key(sender)
+        self._shelf = me.shelf
         self.cursor: cursors.Cursor | None = None
         self.next_seq = 1
         self.fruitful = False  # whether this turn of the lane gave a message
         self.blocked = False  # the window is full: an ack makes the lane ready again
-        self.segment_ends: deque[int] = (
-            deque()
-        )  # last numbers of sealed segments read past; acking one is news for the sender
+        #: Last numbers of sealed segments read past; acking one is news for the sender.
+        self.segment_ends: deque[int] = deque()
         self.base_checked = 0  # the last `acked_base` for which this process finished the ack bell's check
+        self.want = 0  # the sender's `want` word, as last seen
+        self._want_seen = b""
         self.swept_ns = 0  # made ready by the sweep, not by a bell: what is older than this is the sweep's find
+        self.used = 0  # when it last left the ready set, in turns of the inbox: idle lanes are closed
+        #: Highest number that may be taken: in a durable store what is on the disk, else anything.
+        self._visible = 0 if me.durable else ALL
+        self._peeked: Message | None = None
         self._lane_id = b""
         self._crc = 0
         self._fd = -1
@@ -96,6 +129,8 @@ class InLane:
         self.close()
         self._page_fd = page_fd
         self._lane_id, self._crc = lane_id, zlib.crc32(lane_id)
+        if self._visible != ALL:
+            self._visible = 0
         self.cursor = self._shelf.open(self.name, lane_id)
         self.next_seq = self.cursor.acked_base + 1
         return True
@@ -116,6 +151,7 @@ class InLane:
             os.close(self._fd)
             self._fd = -1
         self._buffer, self._buffer_at = b"", 0
+        self._peeked = None
 
     def _open_segment(self) -> bool:
         """Open the segment that holds `next_seq` and walk to it. False if it is not there (yet)."""
@@ -172,12 +208,15 @@ class InLane:
         Raises:
             DamagedLaneError: The bytes stay wrong; nothing was consumed.
         """
+        if self._peeked is not None:
+            message, self._peeked = self._peeked, None
+            return message
         while True:
             if self._fd < 0 and not self._open_segment():
                 return None
             at = self._at - self._buffer_at
             buffer = self._buffer
-            stored = int.from_bytes(buffer[at : at + 8], "little") if at + 8 <= len(buffer) else 0
+            stored = _word_at(buffer, at)[0] if at + 8 <= len(buffer) else 0
             if stored == 0:
                 # Rule B's last look: after `taken` was published, and with bytes read now.
                 barrier()
@@ -189,21 +228,46 @@ class InLane:
                     if len(buffer) < 8:
                         raise DamagedLaneError("the segment ends without a seal")
                     return None
-            length, kind = stored & 0xFFFFFFFF, (stored >> 32) & 0xFF
-            if stored != commit_word(self._crc, self.next_seq, length, kind) or length > CONTENT_BYTES_MAX:
+            length, kind, seq = stored & 0xFFFFFFFF, (stored >> 32) & 0xFF, self.next_seq
+            if (
+                stored >> 48 != _crc32(_pack_checked(seq, length, kind), self._crc) & 0xFFFF
+                or length > CONTENT_BYTES_MAX
+                or stored & _NO_KIND
+            ):
                 return self._read_again()
             if kind == SEAL:
                 if not self._next_segment():
                     return None
                 continue
+            if seq > self._visible and not self._is_durable(seq):
+                return None
             end = at + 8 + length
             content = buffer[at + 8 : end] if end <= len(buffer) else os.pread(self._fd, length, self._at + 8)
             try:
-                message = decode_frame(content, self._lane_id, self.next_seq, self._key, self._names)
+                message = decode_frame(content, self._lane_id, seq, self._key, self._names)
             except FrameError:
                 return self._read_again()
-            self._at += 8 + padded(length)
+            self._at += 8 + ((length + 7) & ~7)
             return message
+
+    def peek(self) -> Message | None:
+        """What `read` would give, which then gives it once more. Raises DamagedLaneError."""
+        if self._peeked is None:
+            self._peeked = self.read()
+        return self._peeked
+
+    def _is_durable(self, seq: int) -> bool:
+        """Durable stores: whether the sender has said that `seq` is on the disk, or we make sure ourselves because it died before."""
+        value = value_of(int.from_bytes(os.pread(self._page_fd, 8, outlane.DURABLE * 8), "little"))
+        if value is not None and value > self._visible:
+            self._visible = value
+        if seq <= self._visible:
+            return True
+        if locks.holder(self._outbox_lock) is not None:
+            return False  # it is about to say so, and to ring
+        os.fdatasync(self._fd)
+        self._visible = seq
+        return True
 
     def _next_segment(self) -> bool:
         """Past a seal. A sealed segment without a successor means "not yet" (rule S)."""
@@ -295,10 +359,19 @@ class InLane:
     def sender_wants(self) -> int:
         """The sender's `want` word: ring once that number is finalised. 0 for none, -1 if it cannot be read: then ring, to be safe."""
         for _ in range(3):
-            value = value_of(int.from_bytes(os.pread(self._page_fd, 8, outlane.WANT * 8), "little"))
+            stored = os.pread(self._page_fd, 8, outlane.WANT * 8)
+            if stored == self._want_seen:
+                return self.want
+            value = value_of(int.from_bytes(stored, "little"))
             if value is not None:
+                self._want_seen, self.want = stored, value
                 return value
         return -1
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing of it is in hand, so that it may be closed and opened again when it rings."""
+        return not self.blocked and (self.cursor is None or self.cursor.taken == self.cursor.acked_base)
 
     def close(self) -> None:
         for fd in (self._fd, self._page_fd):
@@ -306,6 +379,7 @@ class InLane:
                 os.close(fd)
         self._fd = self._page_fd = -1
         self._buffer, self._buffer_at = b"", 0
+        self._peeked, self._want_seen = None, b""
         if self.cursor is not None:
             self.cursor.close()
             self.cursor = None

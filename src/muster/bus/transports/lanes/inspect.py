@@ -68,6 +68,17 @@ def frames_of(directory: str, lane_id: bytes, first: int) -> Iterator[tuple[int,
         seq += 1
 
 
+def held_bytes(directory: str) -> int:
+    """Bytes of a lane's segments, as allocated."""
+    total = 0
+    for first in list_segments(directory):
+        try:
+            total += os.stat(f"{directory}/{segment_name(first)}", follow_symlinks=False).st_size
+        except FileNotFoundError:
+            continue
+    return total
+
+
 def view_lane(store: Path, sender: str, recipient: str, *, control: bool) -> LaneView | None:
     """The lane as it is now, or None if there is none."""
     directory = f"{layout.agent_dir(store, sender)}/outbox/{layout.lane_name(recipient, control=control)}"
@@ -88,7 +99,7 @@ def view_lane(store: Path, sender: str, recipient: str, *, control: bool) -> Lan
             continue
         break
     peer = cursors.PeerCursor(
-        f"{layout.agent_dir(store, recipient)}/inbox/{layout.lane_name(sender, control=control)}.cursor", lane_id
+        f"{layout.agent_dir(store, recipient)}/inbox/{layout.lane_name(sender, control=control)}.cursor", lane_id, 0
     )
     try:
         peer.refresh()

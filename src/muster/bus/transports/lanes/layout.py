@@ -6,10 +6,12 @@ import os
 from typing import TYPE_CHECKING
 
 from muster.core.names import agent_id
-from muster.errors import StoreError
-from muster.security.permissions import make_private_dir, open_private
+from muster.core.settings import DEFAULTS, FILE_NAME, BusSettings, parse_settings
+from muster.errors import InvalidNameError, RosterFullError, StoreError
+from muster.security.permissions import make_private_dir, open_private, read_private, sync_path, write_private
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 CONTROL_SUFFIX = ".control"
@@ -35,10 +37,17 @@ def add_agent(store: Path, agent: str) -> None:
 
     Raises:
         InvalidNameError: The id is not a name; nothing was made.
+        RosterFullError: The store has as many agents as its settings allow; nothing was made.
         UnsafePermissionsError: One of them exists with a foreign owner or open mode.
     """
     agent_id(agent, allow_reserved=True)
     base = store / "agents" / agent
+    settings = read_settings(store)
+    if not has_agent(store, agent) and len(os.listdir(store / "agents")) >= settings.agents_max:
+        # Every inbox keeps a floor of credit for each possible sender, so the number of senders is a bound, too.
+        raise RosterFullError(
+            f"the fleet {store.name} has {settings.agents_max:,} agents, as many as bus.agents_max allows", agent=agent
+        )
     for directory in (base, base / "outbox", base / "inbox", base / "inbox" / "dead"):
         make_private_dir(directory)
     for lock in ("inbox.lock", "outbox.lock"):
@@ -52,10 +61,48 @@ def add_agent(store: Path, agent: str) -> None:
             pass
         except OSError as error:
             raise StoreError(f"no FIFO can be made in {base}: {error.strerror}", path=str(base)) from None
+    if settings.durable:
+        for directory in (base / "outbox", base / "inbox", base, base.parent):
+            sync_path(directory)
+
+
+def write_settings(store: Path, settings: BusSettings) -> None:
+    """Put the settings of a new store beside it. Raises FileExistsError: they stand already and do not change."""
+    write_private(store / FILE_NAME, settings.render().encode(), durable=settings.durable)
+
+
+def read_settings(store: Path) -> BusSettings:
+    """The settings of a store; the defaults if it has none of its own. Raises ConfigError, UnsafePermissionsError."""
+    try:
+        text = read_private(store / FILE_NAME).decode("utf-8", "replace")
+    except FileNotFoundError:
+        return DEFAULTS
+    return parse_settings(text)
 
 
 def has_agent(store: Path, agent: str) -> bool:
     return os.path.lexists(f"{store}/agents/{agent}/bell")
+
+
+def lanes_to(store: Path, agent: str) -> Iterator[tuple[str, bool]]:
+    """(sender, whether of the control class) of every lane that ends in `agent`'s inbox, by the senders' names."""
+    for sender in roster(store):
+        for control in (False, True):
+            if os.path.lexists(f"{agent_dir(store, sender)}/outbox/{lane_name(agent, control=control)}/lane"):
+                yield sender, control
+
+
+def all_lanes(store: Path) -> dict[str, list[tuple[str, bool]]]:
+    """`lanes_to` of every agent that has any, with one look at each outbox: for a process that opens many inboxes at once."""
+    found: dict[str, list[tuple[str, bool]]] = {}
+    for sender in roster(store):
+        for name in os.listdir(f"{agent_dir(store, sender)}/outbox"):
+            try:
+                recipient, control = parse_lane_name(name)
+            except InvalidNameError:
+                continue
+            found.setdefault(recipient, []).append((sender, control))
+    return found
 
 
 def roster(store: Path) -> list[str]:

@@ -18,16 +18,17 @@ from muster.security.permissions import open_private
 _held: dict[tuple[int, int], int] = {}  # (device, inode) -> descriptor
 _asked_by: dict[tuple[int, int], str] = {}  # the same -> the path it was taken by
 _guard = threading.Lock()
-_owner_pid = os.getpid()
+#: How often this process is a fork of one that had loaded this module: whoever opened something before has lost its locks.
+forks = 0
 # struct flock on 64-bit Linux: short l_type, short l_whence, off_t l_start, off_t l_len, pid_t l_pid
 _FLOCK = struct.Struct("hhqqi4x")
 _POLL_S = 0.005
 
 
 def _after_fork() -> None:
-    global _guard, _owner_pid
+    global _guard, forks
     _guard = threading.Lock()
-    _owner_pid = os.getpid()
+    forks += 1
     for fd in _held.values():  # closing here drops nothing: locks belong to the parent process
         os.close(fd)
     _held.clear()

@@ -6,46 +6,65 @@ import contextlib
 import errno
 import os
 import struct
-from collections import OrderedDict
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from muster.bus.transports.lanes import bell, cursor, layout
+from muster.bus.transports.lanes import bell, cursor, layout, overflow
+from muster.bus.transports.lanes.durable import DurableWriter, Pending, sync_directories
+from muster.bus.transports.lanes.ids import ExplicitIds
 from muster.bus.transports.lanes.segment import SegmentWriter, list_segments, segment_name
 from muster.bus.transports.lanes.words import PAGE, Page, allocate, barrier, lane_id_of, page_header, word
 from muster.core import limits
-from muster.core.codec import FLAG_EXPLICIT_ID, HEADER, encode_frame
-from muster.errors import InboxFullError, StoreFullError
+from muster.core.codec import HEADER, encode_frame
+from muster.core.message import FLAG_EXPLICIT_ID
+from muster.errors import InboxFullError, OutboxFullError, StoreFullError
 from muster.security.permissions import make_private_dir, open_private
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from muster.core.codec import Outgoing
+    from muster.core.settings import BusSettings
 
 MAGIC: Final = b"MUSTLAN1"
 FLOOR, RELEASED, DURABLE, WANT = 4, 5, 6, 7
-#: Explicit message ids remembered per lane for deduplication. A coordinator of 750 agents keeps them for every one.
-DEDUP_IDS_MAX: Final = 256
 _ID_AT: Final = struct.calcsize("<BBBBHHII16sQ")
+#: A sender looks this often whether its lane's files are still the ones that it has open.
+_LOOK_EVERY_NS: Final = 50_000_000
+
+
+class Sender(NamedTuple):
+    """What all lanes of one identity have in common."""
+
+    store: Path
+    agent: str
+    bells: bell.PeerBells
+    settings: BusSettings
+    #: Whether this lane may allocate another segment of so many bytes.
+    has_room: Callable[[OutLane, int], bool]
 
 
 class OutLane:
     """Made when the first message to a recipient is sent; whoever holds this has the agent's outbox lock."""
 
-    def __init__(self, store: Path, sender: str, recipient: str, *, control: bool, bells: bell.PeerBells) -> None:
+    def __init__(self, sender: Sender, recipient: str, *, control: bool) -> None:
         self.recipient = recipient
         self.control = control
+        self._sender = sender
         #: What the recipient calls this lane, and what the recipient's ack bells call it here.
-        self.name = layout.lane_name(sender, control=control)
+        self.name = layout.lane_name(sender.agent, control=control)
         self.key = layout.lane_name(recipient, control=control)
-        self._directory = f"{layout.agent_dir(store, sender)}/outbox/{self.key}"
-        self._bells = bells
-        self._record = bell.record_of(bell.MESSAGES, self.name)
-        self._bell_path = f"{layout.agent_dir(store, recipient)}/bell"
-        self._cursor_path = f"{layout.agent_dir(store, recipient)}/inbox/{self.name}.cursor"
+        self._outbox = f"{layout.agent_dir(sender.store, sender.agent)}/outbox"
+        self._directory = f"{self._outbox}/{self.key}"
+        self._recipient_directory = layout.agent_dir(sender.store, recipient)
+        self._ring = sender.bells.ringer(f"{self._recipient_directory}/bell", bell.record_of(bell.MESSAGES, self.name))
+        self._cursor_path = f"{self._recipient_directory}/inbox/{self.name}.cursor"
+        self._durable = sender.settings.durable
         self._page: Page | None = None
         self._checked = 0  # rule B's c: the last number for which this process finished the bell check
-        self._explicit: OrderedDict[bytes, int] = OrderedDict()
+        #: Until when the files were seen to be still there; about when the lane was last used.
+        self.look_ns = 0
+        self._asked_credit = 0  # the credit at which the recipient was last asked for more
         #: How often the lane's files were removed below us; what was unread then is lost.
         self.times_lost = 0
         self._open()
@@ -57,6 +76,7 @@ class OutLane:
         if self._is_rewound() and self._is_rewound():  # twice: a torn word must not cost a lane
             self._writer.close()
             self.peer.close()
+            self._ids.close()
             self._use(self._begin())
 
     def _is_rewound(self) -> bool:
@@ -65,12 +85,18 @@ class OutLane:
     def _use(self, lane_id: bytes) -> None:
         self.lane_id = lane_id
         self._page_inode = os.stat(f"{self._directory}/lane", follow_symlinks=False).st_ino
-        self._writer = SegmentWriter(self._directory, lane_id)
-        self.peer = cursor.PeerCursor(self._cursor_path, lane_id)
-        self._explicit.clear()
-        for seq, content in self._writer.frames():
-            if content[1] & FLAG_EXPLICIT_ID and len(content) > HEADER.size:
-                self._remember(bytes(content[_ID_AT : _ID_AT + 16]), seq)
+        make = DurableWriter if self._durable else SegmentWriter
+        self._writer = make(self._directory, lane_id, lambda size: self._sender.has_room(self, size))
+        self.peer = cursor.PeerCursor(self._cursor_path, lane_id, self._sender.settings.credit_floor)
+        self.peer.refresh()
+        self._ids = ExplicitIds(self._directory, lane_id)
+        self._ids.learn(
+            (seq, bytes(content[_ID_AT : _ID_AT + 16]))
+            for seq, content in self._writer.frames(newest_only=self._ids.is_kept)
+            if len(content) > HEADER.size and content[1] & FLAG_EXPLICIT_ID
+        )
+        if self._durable:
+            self._publish_durable(self._writer.sync())
 
     def _existing_lane_id(self) -> bytes | None:
         with contextlib.suppress(FileNotFoundError):
@@ -100,49 +126,95 @@ class OutLane:
                 ) from None
             raise
         os.rename(temporary, f"{self._directory}/lane")
+        if self._durable:
+            sync_directories(f"{self._directory}/lane", self._sender.store)
         for first in list_segments(self._directory):
             os.unlink(f"{self._directory}/{segment_name(first)}")
         return lane_id
-
-    def _remember(self, message_id: bytes, seq: int) -> None:
-        self._explicit[message_id] = seq
-        if len(self._explicit) > DEDUP_IDS_MAX:
-            self._explicit.popitem(last=False)
 
     @property
     def last_seq(self) -> int:
         return self._writer.next_seq - 1
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of segments that this lane holds."""
+        return self._writer.held_bytes
+
+    def count_pending(self) -> int:
+        """Messages stored and not finalised."""
+        self.peer.refresh()
+        return self._writer.next_seq - 1 - self.peer.acked_base
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing here waits for the recipient, as of the last look: the lane may be closed and opened again later."""
+        return self.peer.acked_base >= self.last_seq and not self._writer.sealed
+
     def put(self, out: Outgoing, key: bytes) -> int:
         """Store one message and return its number: the number of the earlier copy if an explicit id was sent before.
 
+        In a durable store it counts as stored only once `flush` has returned.
+
         Raises:
             InboxFullError: The recipient granted no more credit; nothing was written.
-            StoreFullError: No room for another segment; nothing was written.
+            OutboxFullError, StoreFullError: No room for another segment; nothing was written.
         """
         if out.explicit:
-            earlier = self._explicit.get(out.message_id)
+            earlier = self._ids.get(out.message_id)
             if earlier is not None:
-                self.ring_if_due(self.last_seq)  # the first call may have died between its commit and its ring
+                self.ring_if_due(self._visible_seq)  # the first call may have died between its commit and its ring
                 return earlier
-        if self.peer.taken >= self._writer.next_seq - 1 > 0 and not self._still_there():
-            self._open_anew()  # somebody removed the outbox; what was unread is gone, what comes now is not
+        if out.created_ns >= self.look_ns:
+            self.look_ns = out.created_ns + _LOOK_EVERY_NS
+            if not self._still_there():
+                self._open_anew()  # somebody removed the outbox; what was unread is gone, what comes now is not
         seq = self._writer.settle()
         if seq > self.peer.credit:
             self._refuse_without_credit(seq)
         content = encode_frame(out, self.lane_id, seq, key)
         try:
             self._writer.commit(content)
-        except StoreFullError:
+        except (StoreFullError, OutboxFullError):
             # The last segment is full and cannot be left without a successor; if all of it is acked, it makes room for one.
             if self.peer.confirmed_base() < seq - 1 or seq == 1:
                 raise
+            self._sync_acks()
             self._writer.drop_all()
             self._writer.commit(content)
         if out.explicit:
-            self._remember(out.message_id, seq)
-        self.ring_if_due(seq)
+            self._ids.remember(out.message_id, seq)
+        if not self._durable:
+            self.ring_if_due(seq)
         return seq
+
+    def begin_flush(self) -> Pending | None:
+        """Durable stores: begin to write everything stored so far to the disk; None if it is there."""
+        assert isinstance(self._writer, DurableWriter)
+        return self._writer.begin_sync()
+
+    def end_flush(self, pending: Pending | None) -> None:
+        """Let the recipient see what is on the disk now.
+
+        Raises:
+            StoreError: The disk refused. What was stored since the last flush was not accepted; it may still be delivered.
+        """
+        assert isinstance(self._writer, DurableWriter)
+        self._publish_durable(self._writer.sync() if pending is None else self._writer.end_sync(pending))
+        self.ring_if_due(self._visible_seq)
+
+    @property
+    def _visible_seq(self) -> int:
+        """The highest number that the recipient may take."""
+        return self._writer.durable_seq if isinstance(self._writer, DurableWriter) else self._writer.next_seq - 1
+
+    def _publish_durable(self, seq: int) -> None:
+        self._own_page().words[DURABLE] = word(seq)
+
+    def _own_page(self) -> Page:
+        if self._page is None:
+            self._page = Page(f"{self._directory}/lane")
+        return self._page
 
     def _still_there(self) -> bool:
         """Whether the lane's page is still the one that was opened: asked when the lane is drained, and by the safety net."""
@@ -153,33 +225,48 @@ class OutLane:
 
     def _open_anew(self) -> None:
         self.close()
-        self._page = None
         self._checked = 0
         self.times_lost += 1
         self._open()
 
     def _refuse_without_credit(self, seq: int) -> None:
-        self.peer.reopen_if_gone()
-        self.peer.refresh()
+        """Return if there is credit for `seq` after all; else ask the recipient for more and raise."""
+        peer = self.peer
+        peer.reopen_if_gone()
+        peer.refresh()
         self.reclaim()
-        if seq > self.peer.credit:
-            raise InboxFullError(
-                f"{self.recipient} has {seq - 1 - self.peer.acked_base:,} messages of this sender unacked and grants no more",
-                retry_after_s=limits.INBOX_FULL_RETRY_S,
-                recipient=self.recipient,
-            )
+        if seq <= peer.credit:
+            return
+        policy = overflow.read_policy(self._recipient_directory)
+        if self._asked_credit != peer.credit:
+            self._asked_credit = peer.credit
+            path, record = f"{self._recipient_directory}/bell", bell.record_of(bell.FULL, self.name)
+            if not self._sender.bells.ring(path, record) and overflow.act_for_absent(
+                self._recipient_directory, self.name, self.lane_id, self._sender.settings,
+                evict_up_to=seq - 1 if policy == overflow.EVICT_OLDEST else 0,
+            ):  # fmt: skip
+                self._asked_credit = 0
+                peer.refresh()
+                if seq <= peer.credit:
+                    return
+        raise InboxFullError(
+            f"{self.recipient} has {seq - 1 - peer.acked_base:,} messages of this sender unacked and grants no more",
+            retry_after_s=limits.INBOX_FULL_RETRY_S,
+            recipient=self.recipient,
+            overflow=policy,
+            control=self.control,
+        )
 
     def ring_if_due(self, seq: int) -> bool:
         """Rule B: full barrier, read `taken`, ring iff c <= taken < s; without a cursor of this lane always. True if it rang."""
         barrier()
-        known = self.peer.refresh()
-        due = not known or self._checked <= self.peer.taken < seq
+        peer = self.peer
+        due = not peer.refresh() or self._checked <= peer.taken < seq
         if due:
-            self._bells.ring(self._bell_path, self._record)
+            self._ring()
         self._checked = seq
         writer = self._writer
-        writer.backlog = seq - self.peer.acked_base
-        if writer.sealed and writer.sealed[0][1] <= self.peer.acked_base:
+        if writer.sealed and writer.sealed[0][1] <= peer.acked_base:
             self.reclaim()
         return due
 
@@ -187,18 +274,27 @@ class OutLane:
         """Ring if messages are still untaken (the sender's safety net); False when everything was taken."""
         self.peer.reopen_if_gone()
         known = self.peer.refresh()
-        if known and self.peer.taken >= self.last_seq:
+        if known and self.peer.taken >= self._visible_seq:
             return False
         if not self._still_there():
             self._open_anew()
             return False
-        self._bells.ring(self._bell_path, self._record)
+        self._ring()
         return True
 
     def reclaim(self) -> None:
         """Unlink sealed segments that are finalised; called on the recipient's bell, at a roll's pace, and when credit ran out."""
         if self._writer.sealed:
-            self._writer.reclaim(self.peer.confirmed_base())
+            base = self.peer.confirmed_base()
+            if self._writer.sealed[0][1] <= base:
+                self._sync_acks()
+            self._writer.reclaim(base)
+
+    def _sync_acks(self) -> None:
+        """Rule D: what is unlinked must never be needed again, so the acks that say so reach the disk first."""
+        if self._durable:
+            self._ids.sync()
+            self.peer.sync()
 
     @property
     def holds_sealed(self) -> bool:
@@ -206,10 +302,14 @@ class OutLane:
 
     def want(self, seq: int) -> None:
         """Ask for a ring once `seq` is finalised: store `want`, barrier; the caller then looks at the verdict once more."""
-        if self._page is None:
-            self._page = Page(f"{self._directory}/lane")
-        self._page.words[WANT] = word(seq)
+        self._own_page().words[WANT] = word(seq)
         barrier()
+
+    def number_for_room(self) -> int:
+        """The number whose verdict brings new credit: what a sender that waits for room asks to be rung for."""
+        self.peer.refresh()
+        base = self.peer.acked_base
+        return base + max(1, (self.peer.credit - base) >> 3)
 
     def state(self, seq: int) -> str:
         """What became of `seq`: stored, taken, acked, dead, expired, …; `finalised` when the verdict is no longer known."""
@@ -222,5 +322,7 @@ class OutLane:
     def close(self) -> None:
         self._writer.close()
         self.peer.close()
+        self._ids.close()
         if self._page is not None:
             self._page.close()
+            self._page = None

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Final
 
 from muster.bus.transports.lanes.words import VERSION, allocate, barrier
 from muster.core import limits
-from muster.errors import CorruptStoreError, StoreFullError, StoreVersionError
+from muster.errors import CorruptStoreError, OutboxFullError, StoreFullError, StoreVersionError
 from muster.security.permissions import open_private
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 MAGIC: Final = b"MUSTSEG1"
 HEADER_BYTES: Final = 64
@@ -78,8 +78,10 @@ class SegmentWriter:
     `commit`, leaves the frame whole or invisible.
     """
 
-    def __init__(self, directory: str, lane_id: bytes) -> None:
+    def __init__(self, directory: str, lane_id: bytes, has_room: Callable[[int], bool] | None = None) -> None:
+        """`has_room` is asked before a segment of so many bytes is allocated: the quotas of whoever writes here."""
         self._directory = directory
+        self._has_room = has_room
         self._lane_id = lane_id
         self._crc = _crc32(lane_id)
         self._map: mmap.mmap | None = None
@@ -89,15 +91,16 @@ class SegmentWriter:
         self._first = 1
         self._inode = 0
         self.next_seq = 1
-        #: (first number, last number) of sealed segments that still exist, oldest first.
-        self.sealed: list[tuple[int, int]] = []
+        #: (first number, last number, bytes) of sealed segments that still exist, oldest first.
+        self.sealed: list[tuple[int, int, int]] = []
         self._sealed_tail = False
         self.backlog = 0  # messages not acked, told by the owner; steers the size of the next segment
         self._open_existing()
 
-    def frames(self) -> Iterator[tuple[int, memoryview]]:
-        """(number, content) of every committed frame that still exists, read from our own files."""
-        for first in list_segments(self._directory):
+    def frames(self, *, newest_only: bool = False) -> Iterator[tuple[int, memoryview]]:
+        """(number, content) of every committed frame that still exists, or of those in the newest segment; read from our own files."""
+        firsts = list_segments(self._directory)
+        for first in firsts[-1:] if newest_only else firsts:
             with contextlib.ExitStack() as stack:
                 fd = open_private(f"{self._directory}/{segment_name(first)}", os.O_RDONLY)
                 stack.callback(os.close, fd)
@@ -126,7 +129,7 @@ class SegmentWriter:
                 os.unlink(f"{self._directory}/{segment_name(first)}")
                 continue
             if previous is not None:
-                self.sealed.append((previous, first - 1))
+                self.sealed.append((previous, first - 1, self._size))
             self._attach(first)
             previous = first
         if self._map is not None:
@@ -175,10 +178,12 @@ class SegmentWriter:
         Walks on while the word at the cached tail is non-zero: an earlier call may have committed and been interrupted (a signal
         handler that raised) before it moved the tail; overwriting a committed frame would lose it.
         """
-        while self._map is not None and not self._sealed_tail:
-            stored = self._words[self._at >> 3]
-            if stored == 0:
-                break
+        if self._map is not None and not self._sealed_tail and self._words[self._at >> 3]:
+            self._walk_on()
+        return self.next_seq
+
+    def _walk_on(self) -> None:
+        while stored := self._words[self._at >> 3]:
             length, kind = stored & 0xFFFFFFFF, (stored >> 32) & 0xFF
             if stored != commit_word(self._crc, self.next_seq, length, kind):
                 raise CorruptStoreError(
@@ -186,9 +191,8 @@ class SegmentWriter:
                 )
             if kind == SEAL:
                 self._sealed_tail = True
-                break
+                return
             self._at, self.next_seq = self._at + 8 + padded(length), self.next_seq + 1
-        return self.next_seq
 
     def commit(self, content: bytes) -> int:
         """Make `content` visible as frame `next_seq`, and return that number. `settle()` must have been called.
@@ -197,18 +201,35 @@ class SegmentWriter:
             StoreFullError: No room for another segment; nothing was written and nothing was sealed.
         """
         length = len(content)
-        end = self._at + 8 + ((length + 7) & ~7)
+        at = self._at
+        end = at + 8 + ((length + 7) & ~7)
         # Every frame leaves eight bytes for the next commit word (or the seal).
-        if self._map is None or self._sealed_tail or end + 8 > self._size:
+        if end + 8 > self._size or self._sealed_tail:
             self._roll(length)
-            end = self._at + 8 + ((length + 7) & ~7)
-        at, seq, words = self._at, self.next_seq, self._words
-        words[end >> 3] = 0  # whatever stood there must not be read as a commit
-        self._map[at + 8 : at + 8 + length] = content  # type: ignore[index]
-        barrier()
-        words[at >> 3] = commit_word(self._crc, seq, length, DATA)  # the commit instant: one store
+            at = self._at
+            end = at + 8 + ((length + 7) & ~7)
+        self._put(at, end, content)
+        seq = self.next_seq
         self._at, self.next_seq = end, seq + 1  # together: `settle` heals an interruption before both, not between them
         return seq
+
+    def _put(self, at: int, end: int, content: bytes) -> None:
+        """The frame `next_seq` at `at`; the word at `end` will be the next commit word."""
+        words, length = self._words, len(content)
+        words[end >> 3] = 0  # whatever stood there must not be read as a commit
+        self._map[at + 8 : at + 8 + length] = content  # type: ignore[index]
+        checked = _crc32(_pack_checked(self.next_seq, length, DATA), self._crc) & 0xFFFF
+        barrier()
+        words[at >> 3] = checked << 48 | DATA << 32 | length  # the commit instant: one store
+
+    def sync(self) -> int:
+        """The highest number that survives what this store is to survive: processes only, so all of them."""
+        return self.next_seq - 1
+
+    def _seal(self, first: int) -> None:
+        """Say at the tail that `first` stands in the next segment."""
+        self._words[self._at >> 3] = commit_word(self._crc, first, 0, SEAL)
+        self._sealed_tail = True
 
     def _allocate(self, path: str, first: int, size: int, length: int) -> tuple[int, int]:
         """A prepared segment of `size` bytes, or of the least that holds the frame if the store has no more; (descriptor, size)."""
@@ -216,6 +237,8 @@ class SegmentWriter:
             os.unlink(path)  # our own, of a call that was interrupted
         least = max(limits.SEGMENT_BYTES_FIRST, _whole_pages(length))
         for wanted in dict.fromkeys((size, least)):
+            if self._has_room is not None and not self._has_room(wanted):
+                continue
             header = _HEADER.pack(MAGIC, self._lane_id, first, wanted, 0, 0)[:40]
             header += struct.pack("<II", _crc32(header), VERSION)
             try:
@@ -223,6 +246,12 @@ class SegmentWriter:
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM):
                     raise
+        if self._has_room is not None and not self._has_room(least):
+            raise OutboxFullError(
+                f"another {least:,} bytes of segments exceed what this sender may have stored and unacked",
+                retry_after_s=limits.STORE_FULL_RETRY_S,
+                path=self._directory,
+            )
         raise StoreFullError(
             f"the store has no room for another {least:,} bytes",
             retry_after_s=limits.STORE_FULL_RETRY_S,
@@ -237,7 +266,7 @@ class SegmentWriter:
         if self._map is None:
             return
         if not self._sealed_tail:
-            self._words[self._at >> 3] = commit_word(self._crc, self.next_seq, 0, SEAL)
+            self._seal(self.next_seq)
         self.reclaim(self.next_seq - 1)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(f"{self._directory}/{segment_name(self._first)}")
@@ -267,17 +296,19 @@ class SegmentWriter:
         finally:
             os.close(fd)
         if self._map is not None and not self._sealed_tail:
-            self._words[self._at >> 3] = commit_word(self._crc, first, 0, SEAL)
-            self._sealed_tail = True
-        os.rename(temporary, f"{self._directory}/{segment_name(first)}")
+            self._seal(first)
+        self._rename(temporary, first)
         self._note_sealed(first)
         self._use(mapped, size, first, inode)
+
+    def _rename(self, temporary: str, first: int) -> None:
+        os.rename(temporary, f"{self._directory}/{segment_name(first)}")
 
     def _note_sealed(self, first: int) -> None:
         if (
             self._map is not None and first > self._first
         ):  # an empty one was replaced by the rename: it has the same name
-            self.sealed.append((self._first, first - 1))
+            self.sealed.append((self._first, first - 1, self._size))
 
     def _adopt_successor(self, first: int) -> bool:
         """Use a successor that exists already: an earlier roll was interrupted after its rename. Replacing it would strand its readers."""
@@ -297,11 +328,16 @@ class SegmentWriter:
         gone = False
         acked_base = min(acked_base, self.next_seq - 1)
         while self.sealed and self.sealed[0][1] <= acked_base:
-            first, _last = self.sealed.pop(0)
+            first = self.sealed.pop(0)[0]
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(f"{self._directory}/{segment_name(first)}")
             gone = True
         return gone
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of segments that exist."""
+        return self._size + sum(size for _first, _last, size in self.sealed)
 
     def close(self) -> None:
         self._unmap()

@@ -17,7 +17,7 @@ from muster.core import limits
 from muster.errors import IdentityBusyError, UnknownAgentError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
     from pathlib import Path
 
     from muster.core.codec import Outgoing
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 class LanesTransport:
     """One identity on one machine's store. Holds `inbox.lock` (if it consumes) and `outbox.lock` (if it sends) until closed."""
-
-    capabilities = Capabilities(name="lanes", durable=False, many_processes=True, many_machines=False)
 
     def __init__(
         self, store: Path, agent: str, keyring: Keyring, *, consume: bool = True, send: bool = True, wait_s: float = 0.0
@@ -47,14 +45,16 @@ class LanesTransport:
         self._locks: list[str] = []
         self._bells = PeerBells()
         self._inbox: Inbox | None = None
-        self._outbox = Outbox(store, agent, keyring, self._bells, self.stats)
+        settings = layout.read_settings(store)
+        self.capabilities = Capabilities("lanes", durable=settings.durable, many_processes=True, many_machines=False)
+        self._outbox = Outbox(store, keyring, self._bells, self.stats, settings)
         base = layout.agent_dir(store, agent)
         try:
             for wanted, name in ((consume, "inbox.lock"), (send, "outbox.lock")):
                 if wanted:
                     self._lock(f"{base}/{name}", wait_s)
             if consume:
-                self._inbox = Inbox(store, agent, keyring, self._bells, self.stats)
+                self._inbox = Inbox(store, keyring, self._bells, self.stats, settings)
         except BaseException:
             self.close()
             raise
@@ -62,6 +62,10 @@ class LanesTransport:
         self.take = self._inbox.take if self._inbox is not None else self._refuse_take
         self.ack = self._inbox.ack if self._inbox is not None else self._refuse_ack
         self.put = self._outbox.put if send else self._refuse_put
+        self.begin_flush = self._outbox.begin_flush
+        self.end_flush = self._outbox.end_flush
+        self.flush = self._outbox.flush
+        self.number_for_room = self._outbox.number_for_room
         self.knows = self._outbox.knows
         self.state = self._outbox.state
         self.want = self._outbox.want
@@ -69,6 +73,8 @@ class LanesTransport:
         self.resume = self._outbox.resume if send else self._leave_outbox
 
     def _lock(self, path: str, wait_s: float) -> None:
+        # Whoever acts for an identity that nobody holds has its lock for a moment (overflow.act_for_absent).
+        wait_s = max(wait_s, limits.ABSENT_LOCK_S)
         if not locks.acquire(path, wait_s=wait_s):
             pid = locks.holder(path)
             raise IdentityBusyError(
@@ -98,6 +104,19 @@ class LanesTransport:
         return self._inbox
 
     @property
+    def on_ready(self) -> Callable[[], None]:
+        return self.inbox.on_ready
+
+    @on_ready.setter
+    def on_ready(self, call: Callable[[], None]) -> None:
+        if self._inbox is not None:
+            self._inbox.on_ready = call
+
+    def set_overflow(self, policy: str) -> None:
+        """See Inbox.set_overflow."""
+        self.inbox.set_overflow(policy)
+
+    @property
     def attempts_max(self) -> int:
         return self._inbox.attempts_max if self._inbox is not None else limits.ATTEMPTS_MAX
 
@@ -108,7 +127,7 @@ class LanesTransport:
 
     def fileno(self) -> int:
         """The bell; readable when there may be something to do. -1 if this identity does not consume."""
-        return self._inbox.bell.fd if self._inbox is not None else -1
+        return self._inbox.lookout.bell.fd if self._inbox is not None else -1
 
     def on_bell(self) -> bool:
         """Drain the bell and note which lanes to look at. True if the recipients of ours acked something."""
