@@ -17,12 +17,16 @@ import time
 
 from rich.console import Console
 
-from benchmarks import case_fleet, case_many, case_message, case_round_trip, case_run, case_sign, case_work
+from benchmarks import case_fleet, case_flow, case_message, case_round_trip, case_rounds, case_run, case_sign, case_work
+from benchmarks.effort import be_quick
 from benchmarks.harness import Case, Outcome, as_json, measure
-from benchmarks.setting import REDIS, fetch_programs, machine, versions
+from benchmarks.servers import close_all
+from benchmarks.setting import fetch_programs, machine, versions
 from benchmarks.table import as_markdown, print_table
 
-_MODULES = (case_message, case_sign, case_round_trip, case_many, case_run, case_work, case_fleet)
+_MODULES = (
+    case_message, case_sign, case_round_trip, case_flow, case_rounds, case_run, case_work, case_fleet,
+)  # fmt: skip
 
 
 def chosen(only: str | None) -> list[Case]:
@@ -42,11 +46,15 @@ def chosen(only: str | None) -> list[Case]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", metavar="A,B", help="only these cases (a prefix of a name is enough)")
+    parser.add_argument("--quick", action="store_true", help="a smoke run of a minute: every case, no judgement")
     parser.add_argument("--rounds", type=int, metavar="N", help="rounds of every case instead of its own number")
     parser.add_argument("--json", action="store_true", help="print everything that was measured as JSON")
     parser.add_argument("--markdown", action="store_true", help="print the table for the documentation")
     parser.add_argument("--no-fetch", action="store_true", help="do not unpack peers that this machine lacks")
     given = parser.parse_args()
+    if given.quick:
+        be_quick()
+        given.rounds = 1
     cases = chosen(given.only)
     if not given.no_fetch:
         fetch_programs()
@@ -67,7 +75,7 @@ def main() -> int:
     except KeyboardInterrupt:
         return 130
     finally:
-        REDIS.close()
+        close_all()
     if given.json:
         told = {"machine": machine(), "versions": versions(), "cases": [as_json(outcome) for outcome in outcomes]}
         print(json.dumps(told, indent=2))

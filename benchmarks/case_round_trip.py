@@ -6,20 +6,27 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
-from benchmarks.case_message import BODY, run_loop
-from benchmarks.harness import Case, Contender, Figures, Goal, MeasureError, MissingContenderError, percentile
-from benchmarks.processes import Crew, Gate
-from benchmarks.redis_streams import RedisInbox
-from benchmarks.setting import REDIS, fleet_store, scratch
+from benchmarks.contenders import REDIS_STREAMS
+from benchmarks.effort import effort
+from benchmarks.harness import Case, Contender, Figures, Goal, MeasureError, percentile
+from benchmarks.peers.zeromq import zmq_module
+from benchmarks.processes import Crew, Gate, run_loop
+from benchmarks.setting import fleet_store, scratch
+from benchmarks.socket_star import receive_exactly
 from muster import join
 from muster.bus.bus import Bus
 
-TRIPS = 1_500
-REDIS_TRIPS = 500
-_WARM_UP = 100
+BODY = bytes(range(256))
 _WAIT_S = 20.0
+
+
+def _trips() -> int:
+    return effort(1_000, 50)
+
+
+def _warm_up() -> int:
+    return effort(100, 5)
 
 
 def _figures(trips_us: list[float]) -> Figures:
@@ -33,10 +40,10 @@ def _check(answer: bytes) -> None:
 
 def _time(trips: int, trip: Callable[[], bytes]) -> list[float]:
     taken = []
-    for number in range(_WARM_UP + trips):
+    for number in range(_warm_up() + trips):
         began = time.perf_counter()
         answer = trip()
-        if number >= _WARM_UP:
+        if number >= _warm_up():
             taken.append((time.perf_counter() - began) * 1e6)
         _check(answer)
     return taken
@@ -48,7 +55,7 @@ def _time(trips: int, trip: Callable[[], bytes]) -> list[float]:
 async def _echo(store: Path, gate: Gate, *, by_ask: bool) -> None:
     async with join("bob", store=store) as bob:
         gate.wait()
-        for _ in range(_WARM_UP + TRIPS):
+        for _ in range(_warm_up() + _trips()):
             delivery = await bob.receive(timeout_s=_WAIT_S)
             if delivery is None:
                 raise MeasureError("a request did not come")
@@ -79,10 +86,10 @@ async def _caller(store: Path, gate: Gate, trip: Callable[[Bus], Awaitable[bytes
     taken = []
     async with join("alice", store=store) as alice:
         gate.wait()
-        for number in range(_WARM_UP + TRIPS):
+        for number in range(_warm_up() + _trips()):
             began = time.perf_counter()
             answer = await trip(alice)
-            if number >= _WARM_UP:
+            if number >= _warm_up():
                 taken.append((time.perf_counter() - began) * 1e6)
             _check(answer)
     return taken
@@ -103,20 +110,12 @@ def _muster(*, by_ask: bool) -> Figures:
 # ---------------------------------------------------------------------------- peers
 
 
-def receive_exactly(connection: socket.socket, size: int) -> bytes:
-    """`size` bytes of a stream."""
-    found = connection.recv(size)
-    while 0 < len(found) < size:
-        found += connection.recv(size - len(found))
-    return found
-
-
 def _socketpair() -> Figures:
     mine, theirs = socket.socketpair()
     with mine, theirs, Crew() as crew:
 
         def echo() -> None:
-            for _ in range(_WARM_UP + TRIPS):
+            for _ in range(_warm_up() + _trips()):
                 theirs.sendall(receive_exactly(theirs, len(BODY)))
 
         def trip() -> bytes:
@@ -124,59 +123,50 @@ def _socketpair() -> Figures:
             return receive_exactly(mine, len(BODY))
 
         crew.add(echo)
-        taken = crew.add(lambda: _time(TRIPS, trip)).result()
+        taken = crew.add(lambda: _time(_trips(), trip)).result()
     return _figures(taken)
 
 
 def _redis() -> Figures:
-    path = REDIS.socket()
-    for name in ("bench-ask", "bench-answer"):
-        RedisInbox(path, name).close()
+    """Two streams; each side reads its own and adds to the other's."""
+    peer = REDIS_STREAMS
+    with peer.place(["ask", "answer"], []) as place, Crew() as crew:
 
-    def echo() -> None:
-        inbox = RedisInbox(path, "bench-ask", keep=True)
-        for _ in range(_WARM_UP + REDIS_TRIPS):
-            ((entry, fields),) = inbox.read(1, wait_s=_WAIT_S)
-            inbox.add(fields, to="bench-answer")
-            inbox.finish([entry])
+        async def echo() -> None:
+            async with peer.receiver(place, "ask") as receiving, peer.sender(place, "echo") as sending:
+                for _ in range(_warm_up() + _trips()):
+                    await sending.send("answer", await receiving.receive(1))
+                    await receiving.ack()
 
-    def call() -> list[float]:
-        inbox = RedisInbox(path, "bench-answer", keep=True)
+        async def call() -> list[float]:
+            taken = []
+            async with peer.receiver(place, "answer") as receiving, peer.sender(place, "caller") as sending:
+                for number in range(_warm_up() + _trips()):
+                    began = time.perf_counter()
+                    await sending.send("ask", [BODY])
+                    (answer,) = await receiving.receive(1)
+                    await receiving.ack()
+                    if number >= _warm_up():
+                        taken.append((time.perf_counter() - began) * 1e6)
+                    _check(answer)
+            return taken
 
-        def trip() -> bytes:
-            inbox.add({b"body": BODY}, to="bench-ask")
-            ((entry, fields),) = inbox.read(1, wait_s=_WAIT_S)
-            inbox.finish([entry])
-            return fields[b"body"]
-
-        return _time(REDIS_TRIPS, trip)
-
-    with Crew() as crew:
-        crew.add(echo)
-        taken = crew.add(call).result()
+        crew.add(lambda: run_loop(echo))
+        taken = crew.add(lambda: run_loop(call)).result()
         crew.children[0].result()
     return _figures(taken)
 
 
-def _zmq() -> Any:
-    try:
-        import zmq
-        import zmq.asyncio
-    except ImportError:
-        raise MissingContenderError("pyzmq is not installed (scripts/setup.sh bench)") from None
-    return zmq
-
-
 def _zeromq() -> Figures:
     """REQ and REP under asyncio, as ours."""
-    zmq = _zmq()
+    zmq = zmq_module()
     with scratch() as directory, Crew() as crew:
         address = f"ipc://{directory}/zeromq"
 
         async def echo() -> None:
             with zmq.asyncio.Context() as context, context.socket(zmq.REP) as replier:
                 replier.bind(address)
-                for _ in range(_WARM_UP + TRIPS):
+                for _ in range(_warm_up() + _trips()):
                     await replier.send(await replier.recv())
                 replier.close(linger=1000)
 
@@ -184,11 +174,11 @@ def _zeromq() -> Figures:
             taken = []
             with zmq.asyncio.Context() as context, context.socket(zmq.REQ) as asker:
                 asker.connect(address)
-                for number in range(_WARM_UP + TRIPS):
+                for number in range(_warm_up() + _trips()):
                     began = time.perf_counter()
                     await asker.send(BODY)
                     answer = await asker.recv()
-                    if number >= _WARM_UP:
+                    if number >= _warm_up():
                         taken.append((time.perf_counter() - began) * 1e6)
                     _check(answer)
             return taken
@@ -201,14 +191,14 @@ def _zeromq() -> Figures:
 
 def _zeromq_blocking() -> Figures:
     """REQ and REP without an event loop: nothing but these two calls can happen in the processes."""
-    zmq = _zmq()
+    zmq = zmq_module()
     with scratch() as directory, Crew() as crew:
         address = f"ipc://{directory}/zeromq"
 
         def echo() -> None:
             with zmq.Context() as context, context.socket(zmq.REP) as replier:
                 replier.bind(address)
-                for _ in range(_WARM_UP + TRIPS):
+                for _ in range(_warm_up() + _trips()):
                     replier.send(replier.recv())
                 replier.close(linger=1000)
 
@@ -221,7 +211,7 @@ def _zeromq_blocking() -> Figures:
                     answer: bytes = asker.recv()
                     return answer
 
-                return _time(TRIPS, trip)
+                return _time(_trips(), trip)
 
         crew.add(echo)
         taken = crew.add(call).result()

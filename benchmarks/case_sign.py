@@ -6,7 +6,7 @@ import hmac
 import os
 import time
 
-from benchmarks.case_message import BODY
+from benchmarks.case_round_trip import BODY
 from benchmarks.harness import Case, Contender, Figures, Goal, MeasureError
 from muster.core.codec import TAG_BYTES, Outgoing, decode_frame, encode_frame
 

@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pickle
 import select
 import signal
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any
+
+import uvloop
 
 from benchmarks.harness import MeasureError, MissingContenderError
 from muster.supervise.tree import set_parent_death_signal
 
 #: Longest life of a child, and longest wait for its result.
 LIFE_S = 60
+#: The same in blocks with hundreds of processes.
+LARGE_LIFE_S = 120
+
+
+def run_loop(call: Callable[[], Awaitable[Any]]) -> Any:
+    """Run a coroutine function on uvloop, as workers do."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(call())  # type: ignore[arg-type]
+
+
+def _is_readable(fd: int, deadline: float) -> bool:
+    """Wait until `fd` can be read, or `deadline`. By poll: with hundreds of children descriptors outgrow what select can take."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
 
 
 class Gate:
@@ -36,8 +54,7 @@ class Gate:
         """In the parent: wait until `expected` children are ready, then let them go. Raises MeasureError."""
         deadline = time.monotonic() + timeout_s
         while expected > 0:
-            readable, _, _ = select.select([self._ready_out], [], [], max(0.0, deadline - time.monotonic()))
-            if not readable:
+            if not _is_readable(self._ready_out, deadline):
                 raise MeasureError(f"{expected} processes were not ready within {timeout_s:g} s")
             expected -= len(os.read(self._ready_out, expected))
         self._close("_go_in")
@@ -69,8 +86,7 @@ class Child:
         """What the function returned. Raises MeasureError with the child's traceback if it failed or took too long."""
         deadline, raw = time.monotonic() + timeout_s, b""
         while True:
-            readable, _, _ = select.select([self._out], [], [], max(0.0, deadline - time.monotonic()))
-            if not readable:
+            if not _is_readable(self._out, deadline):
                 raise MeasureError(f"a process had no result within {timeout_s:g} s")
             part = os.read(self._out, 1 << 20)
             if not part:
@@ -119,21 +135,22 @@ def _run(call: Callable[[], Any], write_fd: int, life_s: int) -> None:
 class Crew:
     """The children of one block. `with Crew() as crew:` leaves none of them behind, whatever happened."""
 
-    def __init__(self) -> None:
+    def __init__(self, life_s: int = LIFE_S) -> None:
         self.gate = Gate()
         self.children: list[Child] = []
+        self._life_s = life_s
 
     def add(self, call: Callable[[], Any]) -> Child:
-        child = Child(call)
+        child = Child(call, self._life_s)
         self.children.append(child)
         return child
 
     def go(self) -> None:
         """Let every child that waits at the gate begin."""
-        self.gate.open(len(self.children))
+        self.gate.open(len(self.children), self._life_s)
 
     def results(self) -> list[Any]:
-        return [child.result() for child in self.children]
+        return [child.result(self._life_s) for child in self.children]
 
     def __enter__(self) -> Crew:
         return self

