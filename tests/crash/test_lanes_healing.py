@@ -195,7 +195,7 @@ def test_a_restarted_sender_frees_the_segments_that_were_finalised_while_it_was_
     die(alice)
     assert len(finish_all(join("bob"))) == 100
     assert len(segments(lane)) > 2
-    join("alice")._resume()
+    join("alice")._upkeep._resume()
     assert len(segments(lane)) == 1
 
 
@@ -226,7 +226,7 @@ def test_an_identity_that_only_receives_leaves_the_outbox_to_whoever_sends_as_it
     swallow_bell(store, "bob")
     die(alice)
     (lane / "tmp-of-the-living-sender").touch(mode=0o600)
-    join("alice", send=False)._resume()
+    join("alice", send=False)._upkeep._resume()
     assert (lane / "tmp-of-the-living-sender").exists()
     assert not heard(bob)
 

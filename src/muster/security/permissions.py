@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from pathlib import Path
@@ -99,4 +100,5 @@ def write_private(path: Path, data: bytes, *, durable: bool = False) -> None:
         if durable:
             sync_path(path.parent)
     finally:
-        os.unlink(temporary)
+        with contextlib.suppress(OSError):  # what stands under its name stands, whatever becomes of the temporary one
+            os.unlink(temporary)

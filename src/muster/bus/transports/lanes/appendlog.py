@@ -43,9 +43,7 @@ class AppendLog:
         self._lane_id = lane_id
         self._writer = SegmentWriter(str(directory), lane_id)
         self._reserve = directory / "reserve"
-        if not self._reserve.exists():
-            with contextlib.suppress(OSError):
-                os.close(allocate(str(self._reserve), RESERVE_BYTES, b""))
+        self.restore_reserve()
 
     @property
     def last_seq(self) -> int:
@@ -89,9 +87,11 @@ class AppendLog:
 
     def restore_reserve(self) -> bool:
         """Allocate the reserve again once there is room. True if it stands."""
-        if self._reserve.exists():
-            return True
         try:
+            if self._reserve.exists():
+                if self._reserve.stat().st_size == RESERVE_BYTES:
+                    return True
+                self._reserve.unlink()  # of a process that died while it made it
             os.close(allocate(str(self._reserve), RESERVE_BYTES, b""))
         except OSError:
             return False

@@ -21,6 +21,7 @@ from muster.bus.transports.lanes.words import (
     page_header,
     value_of,
     word,
+    write_all,
 )
 from muster.core import limits
 from muster.security.permissions import open_private
@@ -172,10 +173,10 @@ class CursorShelf:
         self._pool = pool
         names = os.listdir(inbox)
         for name in names:
-            if name.startswith("tmp-"):
-                os.unlink(f"{inbox}/{name}")
+            if name.startswith("tmp-") or (name.startswith("spare-") and os.stat(f"{inbox}/{name}").st_size < PAGE):
+                os.unlink(f"{inbox}/{name}")  # of a process that died while it made it
         #: Known from here on without looking: only the holder of `inbox.lock` makes and uses them.
-        self._spares = sorted(name for name in names if name.startswith("spare-"))
+        self._spares = sorted(name for name in os.listdir(inbox) if name.startswith("spare-"))
         self._next_spare = max((int(name[6:]) + 1 for name in self._spares if name[6:].isdigit()), default=0)
         pool.count_lent(inbox)
         self.restock()
@@ -216,10 +217,8 @@ class CursorShelf:
         window = self._pool.first_window()
         fd = open_private(spare, os.O_RDWR)
         try:
-            os.pwrite(fd, bytes(PAGE), 0)
-            os.pwrite(fd, page_header(MAGIC, lane_id), 0)
-            for index, value in ((TAKEN, 0), (ACKED_BASE, 0), (CREDIT, window)):
-                os.pwrite(fd, word(value).to_bytes(8, "little"), index * 8)
+            words = (word(value).to_bytes(8, "little") for value in (0, 0, window))  # TAKEN, ACKED_BASE, CREDIT
+            write_all(fd, (page_header(MAGIC, lane_id) + b"".join(words)).ljust(PAGE, b"\0"), 0)
         finally:
             os.close(fd)
         self._pool.free -= self._pool.lent(window, 0)

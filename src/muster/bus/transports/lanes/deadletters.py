@@ -6,6 +6,7 @@ trusts neither the line nor the file: links are refused, a line that is no objec
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import struct
@@ -71,6 +72,14 @@ def parse_letter_name(name: str) -> tuple[str, str, int] | None:
 def encode_letter(facts: Mapping[str, Any], raw: bytes) -> bytes:
     """The content of a letter's file."""
     return json.dumps(facts).encode() + b"\n" + raw
+
+
+def clear_torn(inbox: str) -> None:
+    """Remove what a process that died left while it stored a letter. Only the holder of `inbox.lock` does this."""
+    for name in os.listdir(f"{inbox}/dead"):
+        if name.startswith("tmp-"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{inbox}/dead/{name}")
 
 
 def store_letter(path: Path, message: Message, *, reason: str, attempts: int, durable: bool = False) -> bool:

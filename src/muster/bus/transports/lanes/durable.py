@@ -10,6 +10,7 @@ import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from muster.bus.transports.lanes.segment import DATA, HEADER_BYTES, SEAL, SegmentWriter, commit_word, segment_name
+from muster.bus.transports.lanes.words import write_all
 from muster.errors import StoreError
 from muster.security.permissions import open_private, sync_path
 
@@ -67,8 +68,8 @@ class DurableWriter(SegmentWriter):
 
     def _put(self, at: int, end: int, content: bytes) -> None:
         length = len(content)
-        os.pwrite(self._fd, content + bytes(end - at - 8 - length) + bytes(8), at + 8)
-        os.pwrite(self._fd, commit_word(self._crc, self.next_seq, length, DATA).to_bytes(8, "little"), at)
+        write_all(self._fd, content + bytes(end - at - 8 - length) + bytes(8), at + 8)
+        write_all(self._fd, commit_word(self._crc, self.next_seq, length, DATA).to_bytes(8, "little"), at)
 
     def _roll(self, length: int) -> None:
         self.sync()  # the old segment is left for good
@@ -77,7 +78,7 @@ class DurableWriter(SegmentWriter):
             self._is_doubtful = False
 
     def _seal(self, first: int) -> None:
-        os.pwrite(self._fd, commit_word(self._crc, first, 0, SEAL).to_bytes(8, "little"), self._at)
+        write_all(self._fd, commit_word(self._crc, first, 0, SEAL).to_bytes(8, "little"), self._at)
         self._sealed_tail = True
         # Before its successor gets a name: a reader would wait for ever at a tail that a power cut has unsealed.
         self._is_doubtful = True
@@ -99,7 +100,7 @@ class DurableWriter(SegmentWriter):
         if self._is_doubtful:
             assert self._map is not None
             end = self._at + 8  # with the seal, if there is one
-            os.pwrite(self._fd, self._map[:end], 0)
+            write_all(self._fd, self._map[:end], 0)
         return Pending(os.dup(self._fd), last)
 
     def end_sync(self, pending: Pending) -> int:

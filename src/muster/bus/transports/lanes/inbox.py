@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING
 
 from muster.bus.transport import Inbound
 from muster.bus.transports.lanes import cursor as cursors
 from muster.bus.transports.lanes import eviction, inspect, layout, locks, overflow
-from muster.bus.transports.lanes.bell import ACKED, record_of
+from muster.bus.transports.lanes.bell import ACKED, REDRIVE, record_of
 from muster.bus.transports.lanes.credit import CreditPool
-from muster.bus.transports.lanes.deadletters import letter_path, store_letter
+from muster.bus.transports.lanes.deadletters import clear_torn, letter_path, store_letter
+from muster.bus.transports.lanes.healing import heal
 from muster.bus.transports.lanes.inlane import DamagedLaneError, InLane, Recipient
 from muster.bus.transports.lanes.lookout import Lookout
+from muster.bus.transports.lanes.redrive import RedriveSource
 from muster.bus.transports.lanes.words import barrier
 from muster.core import limits
-from muster.core.message import NO_HEAD, Message
+from muster.core.message import Message
 from muster.errors import ForkedBusError
 
 if TYPE_CHECKING:
@@ -50,11 +53,13 @@ class Inbox:
         self.gaps: list[tuple[str, int, int]] = []  # (lane, first, last) lost to damage or evicted, the newest 100
         self.tombstones: eviction.Tombstones | None = None
         self.lookout = Lookout(store, self.agent, stats, self._make_lane)
+        self._redriven = RedriveSource(self._base, attempts_max=self.attempts_max)
         try:
             self.pool = CreditPool(settings)
             shelf = cursors.CursorShelf(f"{self._base}/inbox", self.pool)
             self._recipient = Recipient(store, self.agent, keyring, shelf, settings.durable)
             self.set_overflow(overflow.read_policy(self._base))
+            clear_torn(f"{self._base}/inbox")
             self.lookout.scan()
         except BaseException:
             self.close()
@@ -78,6 +83,8 @@ class Inbox:
         acked, lost = lookout.on_bell()
         if lost:
             self.scan()
+        if REDRIVE in lookout.other_records():
+            self._redriven.look()
         for lane in lookout.rung_for_room():
             if eviction.make_room(self, lane):
                 self._bells.ring(lane.sender_bell, record_of(ACKED, layout.lane_name(self.agent, control=lane.control)))
@@ -86,6 +93,7 @@ class Inbox:
     def scan(self) -> int:
         """Look at every lane that exists (after an overflow, and as a safety net). How many were not ready before."""
         found = self.lookout.scan()
+        self._redriven.look()
         self._retry_parked()
         return found
 
@@ -98,6 +106,7 @@ class Inbox:
     def listen_to(self, senders: Collection[str] | None) -> None:
         """Take the normal class of these senders only (None: of everybody); what others store waits in their lanes, untaken."""
         self.lookout.listen_to(senders)
+        self._redriven.listening = self.lookout.listening
 
     # ------------------------------------------------------------------ taking
 
@@ -110,7 +119,20 @@ class Inbox:
             inbound = self._take_ready(lookout.ready_control)
             if inbound is not None:
                 return inbound
-        return self._take_ready(lookout.ready) if lookout.ready and not control_only else None
+        if lookout.ready and not control_only:
+            inbound = self._take_ready(lookout.ready)
+            if inbound is not None:
+                return inbound
+        return self._take_redriven(control_only=control_only) if self._redriven.is_ready else None
+
+    def _take_redriven(self, *, control_only: bool) -> Inbound | None:
+        """Dead letters that came back, behind everything else."""
+        inbound = self._redriven.take(control=True)
+        if inbound is None and not control_only:
+            inbound = self._redriven.take(control=False)
+        if inbound is not None:
+            self.stats.received += 1
+        return inbound
 
     def _take_ready(self, ready: OrderedDict[str, InLane]) -> Inbound | None:
         while ready:
@@ -156,7 +178,7 @@ class Inbox:
             try:
                 message = lane.read()
             except DamagedLaneError as damage:
-                if not self._heal(lane, cursor, damage):
+                if not heal(self, lane, cursor, damage):
                     return None
                 continue
             if message is None:
@@ -179,10 +201,14 @@ class Inbox:
         seq = message.seq
         lane.next_seq = seq + 1
         suspect = seq <= cursor.taken_before and is_suspect(lane, cursor, seq)
+        has_letter = seq <= cursor.taken_before and os.path.lexists(self.letter_path(lane, cursor, seq))
         attempt = cursor.count_attempt(seq)
         cursor.take(seq)
         lane.fruitful = True
         inbound = Inbound(lane, message, attempt, cursor)
+        if has_letter:  # a process died between its letter and its verdict: it gave up on it already
+            self._finalise(inbound, cursors.DEAD)
+            return None
         expires_ns = message.expires_ns
         if expires_ns and time.time_ns() > expires_ns:
             self.stats.expired += 1
@@ -198,41 +224,8 @@ class Inbox:
             self.stats.sweeps_found += message.created_ns < lane.swept_ns
         return inbound
 
-    def _heal(self, lane: InLane, cursor: cursors.Cursor, damage: DamagedLaneError) -> bool:
-        """Step over bytes that stay wrong; False if nothing readable follows yet."""
-        seq = lane.next_seq
-        if damage.forged_end is not None:
-            self.stats.bad_frames += 1
-            letter = Message(lane.sender, self.agent, "forged", damage.content, (*NO_HEAD[:9], seq, *NO_HEAD[10:]))
-            store_letter(
-                letter_path(f"{self._base}/inbox", lane.name, cursor.lane_id, seq),
-                letter,
-                reason="the tag does not fit",
-                attempts=0,
-                durable=self.durable,
-            )
-            lane.skip_forged(damage)
-            lane.next_seq = seq + 1
-            cursor.take(seq)
-            self._finalise(Inbound(lane, letter, 0, cursor), cursors.FORGED)
-            return True
-        found = lane.resume_after_damage()
-        if found is None:
-            self.stats.bad_frames += 1
-            return False
-        reached = seq
-        while reached < found and cursor.can_take(reached):
-            cursor.take(reached)
-            cursor.finalise(reached, cursors.DAMAGED)
-            reached += 1
-        if reached > seq:
-            self.note_gap(lane.name, seq, reached - 1)
-        lane.next_seq = reached
-        if reached < found:
-            lane.blocked = True
-            lane.seek_again()  # once acks have made room, the damage is met again and healed from here on
-            return False
-        return True
+    def letter_path(self, lane: InLane, cursor: cursors.Cursor, seq: int) -> Path:
+        return letter_path(f"{self._base}/inbox", lane.name, cursor.lane_id, seq)
 
     def note_gap(self, lane: str, first: int, last: int) -> None:
         """Numbers that this identity will never see delivered: lost to damage, or evicted."""
@@ -243,13 +236,17 @@ class Inbox:
 
     def again(self, inbound: Inbound) -> int:
         """Count another delivery of a message that was given back; the number of deliveries begun."""
+        if isinstance(inbound.place, str):  # a dead letter that came back
+            return self._redriven.again(inbound)
         current = inbound.lane.cursor is inbound.place
         inbound.attempt = inbound.place.count_attempt(inbound.message.seq) if current else inbound.attempt + 1
         return inbound.attempt
 
     def uncount(self, inbound: Inbound) -> None:
         """A clean release: this delivery did not happen."""
-        if inbound.lane.cursor is inbound.place:
+        if isinstance(inbound.place, str):  # a dead letter that came back
+            self._redriven.uncount(inbound)
+        elif inbound.lane.cursor is inbound.place:
             inbound.place.uncount_attempt(inbound.message.seq)
 
     def ack(self, inbound: Inbound) -> bool:
@@ -259,7 +256,10 @@ class Inbox:
     def kill(self, inbound: Inbound, reason: str) -> bool:
         """Finalise as dead: the letter is stored first. False if there is no room for it: the message is parked and tried again."""
         cursor = inbound.place
-        path = letter_path(f"{self._base}/inbox", inbound.lane.name, cursor.lane_id, inbound.message.seq)
+        if isinstance(inbound.place, str):  # a dead letter that came back
+            self.stats.dead += 1
+            return self._redriven.kill(inbound, reason)
+        path = self.letter_path(inbound.lane, cursor, inbound.message.seq)
         if not store_letter(path, inbound.message, reason=reason, attempts=inbound.attempt, durable=self.durable):
             self._parked.append((inbound, reason))
             self._settle_suspect(inbound)  # it runs nowhere now: a store that is full must go on being drained
@@ -283,6 +283,8 @@ class Inbox:
     def _finalise(self, inbound: Inbound, verdict: int) -> bool:
         if locks.forks != self._forks:
             raise ForkedBusError("this bus was opened before a fork; join again in the child")
+        if isinstance(inbound.place, str):  # a dead letter that came back
+            return self._redriven.ack(inbound)
         lane: InLane = inbound.lane
         cursor = lane.cursor
         # A lane that began anew has another cursor: a verdict of the old one must not fall on its equal number.
@@ -328,16 +330,20 @@ class Inbox:
     @property
     def is_ready(self) -> bool:
         """Whether `take` may find something without another ring of the bell."""
-        return bool(self.lookout.ready or self.lookout.ready_control)
+        return bool(self.lookout.ready or self.lookout.ready_control or self._redriven.is_ready)
 
     @property
     def holds_back(self) -> bool:
         """Whether more may be stored than `take` gives now: it waits until a suspect, or a full window, is finalised."""
-        return self._suspect is not None or any(lane.blocked for lane in self.lookout.lanes.values())
+        return (
+            self._suspect is not None
+            or self._redriven.holds_back
+            or any(lane.blocked for lane in self.lookout.lanes.values())
+        )
 
     def depth(self) -> int:
         """Messages stored here and not finalised, as far as bells and looks have told; opens only lanes with something untaken."""
-        depth = 0
+        depth = len(self._redriven)
         waiting = self.lookout.waiting()
         for name, lane in self.lookout.lanes.items():
             if name in waiting or lane.blocked:

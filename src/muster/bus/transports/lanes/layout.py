@@ -43,7 +43,8 @@ def add_agent(store: Path, agent: str) -> None:
     agent_id(agent, allow_reserved=True)
     base = store / "agents" / agent
     settings = read_settings(store)
-    if not has_agent(store, agent) and len(os.listdir(store / "agents")) >= settings.agents_max:
+    is_back = os.path.lexists(base / "retired")
+    if not is_back and not has_agent(store, agent) and len(os.listdir(store / "agents")) >= settings.agents_max:
         # Every inbox keeps a floor of credit for each possible sender, so the number of senders is a bound, too.
         raise RosterFullError(
             f"the fleet {store.name} has {settings.agents_max:,} agents, as many as bus.agents_max allows", agent=agent
@@ -84,9 +85,22 @@ def has_agent(store: Path, agent: str) -> bool:
     return os.path.lexists(f"{store}/agents/{agent}/bell")
 
 
+def has_outbox(store: Path, agent: str) -> bool:
+    """Whether `agent` sends, or has sent before it was retired and may have left something unread."""
+    return os.path.lexists(f"{agent_dir(store, agent)}/outbox")
+
+
+def _senders(store: Path) -> list[str]:
+    try:
+        names = sorted(os.listdir(store / "agents"))
+    except FileNotFoundError:
+        return []
+    return [name for name in names if has_outbox(store, name)]
+
+
 def lanes_to(store: Path, agent: str) -> Iterator[tuple[str, bool]]:
     """(sender, whether of the control class) of every lane that ends in `agent`'s inbox, by the senders' names."""
-    for sender in roster(store):
+    for sender in _senders(store):
         for control in (False, True):
             if os.path.lexists(f"{agent_dir(store, sender)}/outbox/{lane_name(agent, control=control)}/lane"):
                 yield sender, control
@@ -95,7 +109,7 @@ def lanes_to(store: Path, agent: str) -> Iterator[tuple[str, bool]]:
 def all_lanes(store: Path) -> dict[str, list[tuple[str, bool]]]:
     """`lanes_to` of every agent that has any, with one look at each outbox: for a process that opens many inboxes at once."""
     found: dict[str, list[tuple[str, bool]]] = {}
-    for sender in roster(store):
+    for sender in _senders(store):
         for name in os.listdir(f"{agent_dir(store, sender)}/outbox"):
             try:
                 recipient, control = parse_lane_name(name)

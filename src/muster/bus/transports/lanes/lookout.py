@@ -37,7 +37,7 @@ class Lookout:
         self.ready_control: OrderedDict[str, InLane] = OrderedDict()
         #: Lanes that wait until the suspect is finalised.
         self.held: set[str] = set()
-        self._listening: frozenset[str] | None = None  # whose normal class is taken; None: everybody's
+        self.listening: frozenset[str] | None = None  # whose normal class is taken; None: everybody's
         self.unheard: dict[str, InLane] = {}  # lanes that may hold something, of senders not listened to
         self._rung_for_room: list[str] = []
         self._other_records: list[str] = []
@@ -79,7 +79,7 @@ class Lookout:
             except InvalidNameError:
                 self._stats.bad_hints += 1
                 return None
-            if not layout.has_agent(self._store, sender):
+            if not layout.has_outbox(self._store, sender):
                 self._stats.bad_hints += 1
                 return None
             if len(self.lanes) >= limits.OPEN_LANES_MAX:
@@ -92,7 +92,7 @@ class Lookout:
         """Put the lane where its class and sender belong."""
         if lane.control:
             self.ready_control[lane.name] = lane
-        elif self._listening is None or lane.sender in self._listening:
+        elif self.listening is None or lane.sender in self.listening:
             self.ready[lane.name] = lane
         else:
             self.unheard[lane.name] = lane
@@ -105,7 +105,7 @@ class Lookout:
 
     def listen_to(self, senders: Collection[str] | None) -> None:
         """Take the normal class of these senders only (None: of everybody); what others store waits in their lanes, untaken."""
-        self._listening = None if senders is None else frozenset(senders)
+        self.listening = None if senders is None else frozenset(senders)
         waiting = [*self.unheard.values(), *self.ready.values()]
         self.unheard.clear()
         self.ready.clear()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from muster.bus.transports.lanes import inspect, layout, locks
 from muster.bus.transports.lanes.outlane import OutLane, Sender
+from muster.bus.transports.lanes.words import refusal
 from muster.core import limits
 from muster.core.names import agent_id
 from muster.errors import ForkedBusError, MusterError, OutboxFullError, StoreFullError, UnknownAgentError
@@ -57,7 +58,13 @@ class Outbox:
             raise ForkedBusError("this bus was opened before a fork; join again in the child")
         if self._stored_at_most >= self._messages_max:
             self._count_stored()
-        seq = lane.put(out, self._keyring.sign_key(recipient))
+        try:
+            seq = lane.put(out, self._keyring.sign_key(recipient))
+        except OSError as error:
+            raise refusal(error, f"the message to {recipient} was not stored") from None
+        except UnknownAgentError:  # retired since
+            self._known.discard(recipient)
+            raise
         self._stored_at_most += 1
         if self._durable:
             self._unflushed.add(lane)
@@ -73,7 +80,10 @@ class Outbox:
             self._stored_at_most = len(os.listdir(self._directory)) * self._sender.settings.lane_messages_max
         if len(self.lanes) >= limits.OPEN_LANES_MAX:
             self._close_idle()
-        lane = OutLane(self._sender, recipient, control=control)
+        try:
+            lane = OutLane(self._sender, recipient, control=control)
+        except OSError as error:
+            raise refusal(error, f"the lane to {recipient} cannot be opened, nothing was stored") from None
         self.lanes[lane.key] = lane
         return lane
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import struct
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -12,11 +11,11 @@ from muster.bus.transports.lanes import bell, cursor, layout, overflow
 from muster.bus.transports.lanes.durable import DurableWriter, Pending, sync_directories
 from muster.bus.transports.lanes.ids import ExplicitIds
 from muster.bus.transports.lanes.segment import SegmentWriter, list_segments, segment_name
-from muster.bus.transports.lanes.words import PAGE, Page, allocate, barrier, lane_id_of, page_header, word
+from muster.bus.transports.lanes.words import NO_ROOM, PAGE, Page, allocate, barrier, lane_id_of, page_header, word
 from muster.core import limits
 from muster.core.codec import HEADER, encode_frame
 from muster.core.message import FLAG_EXPLICIT_ID
-from muster.errors import InboxFullError, OutboxFullError, StoreFullError
+from muster.errors import InboxFullError, OutboxFullError, StoreFullError, UnknownAgentError
 from muster.security.permissions import make_private_dir, open_private
 
 if TYPE_CHECKING:
@@ -120,7 +119,7 @@ class OutLane:
         try:
             os.close(allocate(temporary, PAGE, content))
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM):
+            if error.errno in NO_ROOM:
                 raise StoreFullError(
                     "the store has no room for another lane", retry_after_s=limits.STORE_FULL_RETRY_S
                 ) from None
@@ -237,6 +236,8 @@ class OutLane:
         self.reclaim()
         if seq <= peer.credit:
             return
+        if not layout.has_agent(self._sender.store, self.recipient):
+            raise UnknownAgentError(f"{self.recipient} is retired", agent=self.recipient)
         policy = overflow.read_policy(self._recipient_directory)
         if self._asked_credit != peer.credit:
             self._asked_credit = peer.credit

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import mmap
 import os
 import struct
 import zlib
 from typing import TYPE_CHECKING, Final
 
-from muster.bus.transports.lanes.words import VERSION, allocate, barrier
+from muster.bus.transports.lanes.words import NO_ROOM, VERSION, allocate, barrier
 from muster.core import limits
 from muster.errors import CorruptStoreError, OutboxFullError, StoreFullError, StoreVersionError
 from muster.security.permissions import open_private
@@ -244,7 +243,7 @@ class SegmentWriter:
             try:
                 return allocate(path, wanted, header), wanted
             except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM):
+                if error.errno not in NO_ROOM:
                     raise
         if self._has_room is not None and not self._has_room(least):
             raise OutboxFullError(

@@ -13,6 +13,7 @@ from muster.bus.transports.lanes import inspect, layout, locks
 from muster.bus.transports.lanes.bell import PeerBells
 from muster.bus.transports.lanes.inbox import Inbox
 from muster.bus.transports.lanes.outbox import Outbox
+from muster.bus.transports.lanes.words import refusal
 from muster.core import limits
 from muster.errors import IdentityBusyError, UnknownAgentError, UsageError
 
@@ -55,6 +56,9 @@ class LanesTransport:
                     self._lock(f"{base}/{name}", wait_s)
             if consume:
                 self._inbox = Inbox(store, keyring, self._bells, self.stats, settings)
+        except OSError as error:
+            self.close()
+            raise refusal(error, f"{agent} cannot be opened") from None
         except BaseException:
             self.close()
             raise

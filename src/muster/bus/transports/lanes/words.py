@@ -6,6 +6,7 @@ Numbers in brackets refer to docs/lane-format.md. Publishing is always one store
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import struct
@@ -13,11 +14,14 @@ import threading
 import zlib
 from typing import Final
 
-from muster.errors import StoreVersionError
+from muster.core import limits
+from muster.errors import MusterError, StoreError, StoreFullError, StoreVersionError
 from muster.security.permissions import open_private
 
 VERSION: Final = 1
 PAGE: Final = 4096
+#: What the operating system says when a store is full.
+NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.ENOMEM})
 VALUE_MAX: Final = (1 << 48) - 1
 
 CHECK_FACTOR: Final = 0x9E3779B97F4A7C15
@@ -101,6 +105,20 @@ class Page:
         self._map.close()
 
 
+def refusal(error: OSError, what: str) -> MusterError:
+    """An error of the operating system as one of ours: no room (StoreFullError), or anything else (StoreError)."""
+    if error.errno in NO_ROOM:
+        return StoreFullError(f"the store has no room: {what}", retry_after_s=limits.STORE_FULL_RETRY_S)
+    return StoreError(f"{what}: {error.strerror or error}", errno=error.errno)
+
+
+def write_all(fd: int, data: bytes, at: int) -> None:
+    """`pwrite` of everything: the kernel may write less than it was given. Raises OSError."""
+    while data:
+        written = os.pwrite(fd, data, at)
+        data, at = data[written:], at + written
+
+
 def allocate(path: str, size: int, content: bytes) -> int:
     """A new private file of `size` allocated bytes starting with `content`; returns its descriptor (read-write).
 
@@ -112,7 +130,7 @@ def allocate(path: str, size: int, content: bytes) -> int:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         os.posix_fallocate(fd, 0, size)
-        os.pwrite(fd, content, 0)
+        write_all(fd, content, 0)
     except BaseException:
         os.close(fd)
         os.unlink(path)
