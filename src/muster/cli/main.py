@@ -26,6 +26,8 @@ VERBS: dict[str, str] = {
     "send": "Put a message into an agent's inbox.",
     "recv": "Take messages from the inbox.",
     "ask": "Send a request and print the reply.",
+    "dead": "List, show, redrive and drop dead letters.",
+    "fsck": "Check a fleet's store, and repair it.",
     "doctor": "Check this machine, and find what crashed fleets left behind.",
     "version": "Print the version.",
 }

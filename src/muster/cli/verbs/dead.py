@@ -1,0 +1,171 @@
+"""`muster dead`: list, show, redrive and drop dead letters."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from muster.cli.main import common
+from muster.cli.output import columns, print_json, safe
+from muster.errors import UsageError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+HEAD = ("ID", "AGENT", "FROM", "TYPE", "AGE", "ATTEMPTS", "BYTES", "REASON")
+#: Bytes of a body that `show` prints to a terminal; --json has all of it.
+SHOWN_CHARS_MAX = 4000
+
+
+@click.group("dead", short_help="List, show, redrive and drop dead letters.")
+def command() -> None:
+    """Dead letters: messages that were given up, kept with the reason. None of them is lost until you drop it."""
+
+
+def _filters(function: F) -> F:
+    for option in (
+        click.option("--older-than", metavar="DURATION", help="Only letters that have been dead for longer."),
+        click.option("--reason-contains", metavar="TEXT", help="Only letters with TEXT in their reason."),
+        click.option("--type", metavar="TYPE", help="Only messages of this type."),
+        click.option("--sender", metavar="NAME", help="Only messages from NAME."),
+        click.option("--agent", metavar="NAME", help="Only letters in the inbox of NAME."),
+    ):
+        function = option(function)
+    return function
+
+
+def _chosen(options: dict[str, Any]) -> tuple[Any, Any]:
+    """(store, filters) from a command's options."""
+    from muster.fleet import letters, places
+    from muster.fleet.durations import parse_duration
+
+    older = options["older_than"]
+    filters = letters.Filters(
+        options["agent"],
+        options["sender"],
+        options["type"],
+        options["reason_contains"],
+        None if older is None else parse_duration(older, "--older-than"),
+    )
+    return places.chosen(options["fleet"], options["store"]).store, filters
+
+
+@command.command("list", short_help="List dead letters, oldest first.")
+@common()
+@_filters
+def list_(as_json: bool, **options: Any) -> int:
+    """List the dead letters of all inboxes, oldest first."""
+    from muster.fleet import letters
+
+    found = [one.facts for one in letters.find(*_chosen(options))]
+    if as_json:
+        print_json(found)
+    elif not found:
+        sys.stdout.write("no dead letters\n")
+    else:
+        sys.stdout.write("\n".join(columns(HEAD, [_row(facts) for facts in found])) + "\n")
+    return 0
+
+
+def _row(facts: dict[str, Any]) -> tuple[object, ...]:
+    from muster.fleet.durations import format_duration
+
+    age_s = facts["age_s"]
+    age = None if age_s is None else format_duration(age_s)
+    return (
+        facts["id"],
+        facts["agent"],
+        facts["from"],
+        facts["type"],
+        age,
+        facts["attempts"],
+        facts["body_bytes"],
+        facts["reason"],
+    )
+
+
+@command.command("show", short_help="Show a dead letter with its body.")
+@common()
+@_filters
+@click.argument("id_", metavar="ID")
+def show(id_: str, as_json: bool, **options: Any) -> int:
+    """Show everything about the dead letter ID, its body as data: control characters are never sent to the terminal."""
+    from muster.fleet import letters
+
+    store, filters = _chosen(options)
+    shown = [letters.show(one) for one in letters.chosen(store, filters, [id_], everything=False)]
+    for facts in shown:
+        if as_json:
+            print_json(facts)
+        else:
+            body = facts.pop("body")
+            width = max(map(len, facts))
+            lines = [f"{key:<{width}}  {_one_line(value)}" for key, value in facts.items() if value not in (None, {})]
+            sys.stdout.write("\n".join([*lines, "", _body(body), ""]))
+    return 0
+
+
+def _one_line(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return safe(text).replace("\n", " ")
+
+
+def _body(body: object) -> str:
+    if isinstance(body, bytes):
+        text = body.decode(errors="backslashreplace")
+    else:
+        text = body if isinstance(body, str) else json.dumps(body, ensure_ascii=False, indent=2, default=str)
+    text = safe(text)
+    cut = len(text) - SHOWN_CHARS_MAX
+    return text if cut <= 0 else f"{text[:SHOWN_CHARS_MAX]}\n… and {cut:,} more characters; --json shows all of them"
+
+
+@command.command("redrive", short_help="Give dead letters back to their recipients.")
+@common()
+@_filters
+@click.argument("ids", metavar="[ID]...", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="All that fit the filters.")
+def redrive(ids: tuple[str, ...], as_json: bool, everything: bool, **options: Any) -> int:
+    """Put dead letters back into the inboxes they died in, as the messages they were: same sender, type, id and body.
+
+    Their recipients find them whether they run now or later; the count of attempts begins anew. Exit status 1 if some were refused.
+    """
+    from muster.fleet import letters
+
+    store, filters = _chosen(options)
+    results = letters.put_back(store, letters.chosen(store, filters, ids, everything=everything))
+    _tell(results, "redriven", as_json=as_json)
+    return 0 if all(result["outcome"] == "redriven" for result in results) else 1
+
+
+@command.command("drop", short_help="Remove dead letters for good.")
+@common()
+@_filters
+@click.argument("ids", metavar="[ID]...", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="All that fit the filters; needs --yes.")
+@click.option("--yes", is_flag=True, help="Really remove all of them.")
+def drop(ids: tuple[str, ...], as_json: bool, everything: bool, yes: bool, **options: Any) -> int:
+    """Remove dead letters for good. There is no way back."""
+    from muster.fleet import letters
+
+    store, filters = _chosen(options)
+    found = letters.chosen(store, filters, ids, everything=everything)
+    if everything and not yes:
+        raise UsageError(f"this would remove {len(found):,} dead letters for good; say --yes if that is meant")
+    _tell(letters.drop(found), "dropped", as_json=as_json)
+    return 0
+
+
+def _tell(results: list[dict[str, Any]], done: str, *, as_json: bool) -> None:
+    if as_json:
+        print_json(results)
+        return
+    count = sum(result["outcome"] == done for result in results)
+    sys.stdout.write(f"{count:,} {done}\n")
+    for result in results:
+        if result["outcome"] != done:
+            why = f": {result['detail']}" if "detail" in result else ""
+            sys.stdout.write(safe(f"{result['id']} in {result['agent']} {result['outcome']}{why}") + "\n")
