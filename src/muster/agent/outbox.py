@@ -10,7 +10,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from muster.core.names import COORDINATOR
-from muster.errors import BusClosedError, InboxFullError, StoreFullError
+from muster.errors import BusClosedError, InboxFullError, OutboxFullError, StoreError, StoreFullError
 
 if TYPE_CHECKING:
     import asyncio
@@ -59,11 +59,7 @@ class Outbox:
     def _try(self, struct: msgspec.Struct) -> bool:
         try:
             self._bus.post_struct(COORDINATOR, struct)
-        except (
-            InboxFullError,
-            StoreFullError,
-            OSError,
-        ) as error:  # OSError: no descriptor or memory left at the moment
+        except (InboxFullError, OutboxFullError, StoreFullError, StoreError) as error:  # StoreError: no descriptor left just now
             self.refused += 1
             wait_s = getattr(error, "retry_after_s", None) or 0.1
             self._delay_s = min(max(wait_s, self._delay_s * 2), _RETRY_MAX_S)

@@ -28,6 +28,7 @@ from muster.errors import (
     FleetNotRunningError,
     InboxFullError,
     MusterError,
+    OutboxFullError,
     StoreFullError,
 )
 from muster.fleet.display import Display
@@ -177,7 +178,7 @@ class RunClient:
             try:
                 bus.post_struct(COORDINATOR, struct)
                 return
-            except (InboxFullError, StoreFullError) as error:
+            except (InboxFullError, OutboxFullError, StoreFullError) as error:
                 await asyncio.sleep(error.retry_after_s or limits.INBOX_FULL_RETRY_S)
 
     # ------------------------------------------------------------------ receiving

@@ -137,6 +137,10 @@ class Cursor:
             later.discard(base)
         self.acked_base = base
         self._words[ACKED_BASE] = (base << 16) | ((((base + 1) * CHECK_FACTOR) & MASK_64) >> 48)
+        credit = base + self.window
+        if credit > self.credit:  # the window is no larger than at the last grant, so nothing more is lent
+            self.credit = credit
+            self._words[CREDIT] = (credit << 16) | ((((credit + 1) * CHECK_FACTOR) & MASK_64) >> 48)
         if base >= self._regrant_at:
             self.grant()
 
