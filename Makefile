@@ -2,6 +2,7 @@
 #
 #   PYTHON=python3.12 make setup     another interpreter
 #   make test T=tests/unit           one part of the tests
+#   make bench BENCH=--quick         a smoke run of the benchmarks
 #   make soak SOAK_S=60              a shorter soak
 #   make crash UPDATE=1              write the list of crash points anew
 
@@ -12,6 +13,7 @@ READY := $(VENV)/.ready
 BENCH_READY := $(VENV)/.ready-bench
 T ?= tests
 SOAK_S ?= 600
+BENCH ?=
 # Where the tools' caches live: one folder to delete.
 export RUFF_CACHE_DIR := build/cache/ruff
 export MYPY_CACHE_DIR := build/cache/mypy
@@ -58,8 +60,8 @@ format: $(READY)  ## write the layout and the simple fixes that `check` asks for
 	@$(PY) -m ruff check --fix --quiet . || true
 	@$(PY) -m ruff format .
 
-bench: $(BENCH_READY)  ## measure muster beside its peers, one table
-	@$(PY) -m benchmarks
+bench: $(BENCH_READY)  ## measure muster beside its peers, one table (BENCH=--quick for a smoke run)
+	@$(PY) -m benchmarks $(BENCH)
 
 soak: $(READY)  ## run a fleet for SOAK_S seconds (600) and fit the slope of what it holds
 	@SOAK_S=$(SOAK_S) $(PY) -m benchmarks.soak

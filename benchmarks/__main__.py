@@ -1,8 +1,10 @@
 """`python -m benchmarks`: measure muster beside its peers, in one run, and print one table.
 
-    python -m benchmarks                        everything, in less than five minutes
+    python -m benchmarks                        everything, in about twelve minutes
     python -m benchmarks --only message,run2    some of it
+    python -m benchmarks --quick                a smoke run of a minute: every case, no judgement
     python -m benchmarks --json > figures.json  everything that was measured, for a machine
+    python -m benchmarks --write docs           tables and charts of docs/performance.md
 
 Contenders take turns; what counts are the ratios and their spread. Exit status 0: everything was measured and did what it should,
 whether goals were reached or not; 1: something was wrong (a message lost, an order broken).
@@ -17,15 +19,28 @@ import time
 
 from rich.console import Console
 
-from benchmarks import case_fleet, case_flow, case_message, case_round_trip, case_rounds, case_run, case_sign, case_work
+from benchmarks import (
+    case_dense,
+    case_fleet,
+    case_flow,
+    case_idle,
+    case_message,
+    case_round_trip,
+    case_rounds,
+    case_run,
+    case_sign,
+    case_store,
+    case_work,
+    page,
+)  # fmt: skip
 from benchmarks.effort import be_quick
 from benchmarks.harness import Case, Outcome, as_json, measure
 from benchmarks.servers import close_all
 from benchmarks.setting import fetch_programs, machine, versions
-from benchmarks.table import as_markdown, print_table
+from benchmarks.table import print_table
 
 _MODULES = (
-    case_message, case_sign, case_round_trip, case_flow, case_rounds, case_run, case_work, case_fleet,
+    case_message, case_sign, case_round_trip, case_flow, case_store, case_rounds, case_idle, case_dense, case_run, case_work, case_fleet,
 )  # fmt: skip
 
 
@@ -49,9 +64,13 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a smoke run of a minute: every case, no judgement")
     parser.add_argument("--rounds", type=int, metavar="N", help="rounds of every case instead of its own number")
     parser.add_argument("--json", action="store_true", help="print everything that was measured as JSON")
-    parser.add_argument("--markdown", action="store_true", help="print the table for the documentation")
+    parser.add_argument(
+        "--write", choices=["docs"], help="put tables and charts into docs/performance.md and docs/charts"
+    )
     parser.add_argument("--no-fetch", action="store_true", help="do not unpack peers that this machine lacks")
     given = parser.parse_args()
+    if given.quick and given.write:
+        parser.error("figures of a smoke run do not belong on the page")
     if given.quick:
         be_quick()
         given.rounds = 1
@@ -79,10 +98,10 @@ def main() -> int:
     if given.json:
         told = {"machine": machine(), "versions": versions(), "cases": [as_json(outcome) for outcome in outcomes]}
         print(json.dumps(told, indent=2))
-    elif given.markdown:
-        print(as_markdown(outcomes))
     else:
         print_table(outcomes, Console(highlight=False, width=None if sys.stdout.isatty() else 100))
+    if given.write:
+        print("written: " + ", ".join(page.write(outcomes)), file=sys.stderr)
     return 1 if any(outcome.wrong for outcome in outcomes) else 0
 
 

@@ -13,14 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.case_run import carry_out
+from benchmarks.effort import effort
 from benchmarks.harness import Case, Contender, Figures, Goal, MeasureError
 from benchmarks.setting import muster_program, program_environment, scratch
 
 #: Above this many seconds for 50 agents the larger fleet is not tried.
 _LARGE_IF_BELOW_S = 3.0
-_VERBS = 10
 _PYTHON = sys.executable
 _last_ready_s: list[float] = []
+
+
+def _verbs() -> int:
+    """How often a short verb is timed in one block."""
+    return effort(10, 2)
+
 
 #: Times short programs inside an agent: what a command that an agent runs pays for speaking.
 _INSIDE = """
@@ -50,7 +56,8 @@ def fleet_up(agents: int) -> Iterator[tuple[float, dict[str, str]]]:
             subprocess.run([muster_program(), "down"], env=env, capture_output=True, check=False, timeout=60)
 
 
-def _ready(agents: int) -> Figures:
+def _ready(full: int) -> Figures:
+    agents = effort(full, 5)
     if agents > 50 and _last_ready_s and min(_last_ready_s) > _LARGE_IF_BELOW_S:
         raise MeasureError(f"not tried: 50 agents took {min(_last_ready_s):.1f} s on this machine")
     with fleet_up(agents) as (took_s, env):
@@ -97,7 +104,7 @@ def _pss_now_mb(pids: set[int]) -> float | None:
 def _send_as_operator() -> Figures:
     with fleet_up(1) as (_took_s, env):
         taken = []
-        for number in range(_VERBS):
+        for number in range(_verbs()):
             took_s, out, _said = carry_out([muster_program(), "send", "--json", "w", "hello"], env)
             if json.loads(out)["seq"] != number + 1:
                 raise MeasureError(f"message {number + 1} was stored as {out!r}")
@@ -108,13 +115,13 @@ def _send_as_operator() -> Figures:
 def _inside_an_agent(command: list[str]) -> Figures:
     with scratch() as directory:
         env = {**program_environment(), "MUSTER_STORE_DIR": str(directory / "stores")}
-        script = _INSIDE.format(times=_VERBS, command=command)
+        script = _INSIDE.format(times=_verbs(), command=command)
         out = carry_out([muster_program(), "run", "-q", "-j", "1", "--", _PYTHON, "-c", script], env, b"1\n")[1]
     return {"ms": float(json.loads(out))}
 
 
 def _bare_python() -> Figures:
-    taken = [carry_out([_PYTHON, "-c", "pass"], program_environment())[0] * 1e3 for _ in range(_VERBS)]
+    taken = [carry_out([_PYTHON, "-c", "pass"], program_environment())[0] * 1e3 for _ in range(_verbs())]
     return {"ms": statistics.median(taken)}
 
 

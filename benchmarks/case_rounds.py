@@ -130,9 +130,9 @@ def _muster_star(agents: int, *, by_ask: bool = False) -> Figures:
     ids, count = [f"w-{number}" for number in range(agents)], rounds_of(agents)
     with fleet_store(["hub", *ids]) as store, Crew(LARGE_LIFE_S) as crew:
         gate = crew.gate
-        hub = crew.add(lambda: run_loop(lambda: _hub(store, ids, gate, count, by_ask=by_ask)))
+        hub = crew.add(run_loop, _hub, store, ids, gate, count, by_ask=by_ask)
         for agent in ids:
-            crew.add(lambda agent=agent: run_loop(lambda: _answer(store, (agent, "hub"), gate, count, by_ask=by_ask)))
+            crew.add(run_loop, _answer, store, (agent, "hub"), gate, count, by_ask=by_ask)
         crew.go()
         taken: list[float] = hub.result()
         for child in crew.children[1:]:
@@ -188,12 +188,11 @@ def _muster_tree() -> Figures:
     everybody = ["root", *teams, *(agent for team in teams.values() for agent in team)]
     with fleet_store(everybody) as store, Crew(LARGE_LIFE_S) as crew:
         gate = crew.gate
-        root = crew.add(lambda: run_loop(lambda: _root(store, list(teams), gate, size, count)))
+        root = crew.add(run_loop, _root, store, list(teams), gate, size, count)
         for lead, team in teams.items():
-            crew.add(lambda lead=lead, team=team: run_loop(lambda: _lead(store, lead, team, gate, count)))
+            crew.add(run_loop, _lead, store, lead, team, gate, count)
             for agent in team:
-                names = (agent, lead)
-                crew.add(lambda names=names: run_loop(lambda: _answer(store, names, gate, count)))
+                crew.add(run_loop, _answer, store, (agent, lead), gate, count)
         crew.go()
         taken: list[float] = root.result()
         for child in crew.children[1:]:

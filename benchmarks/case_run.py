@@ -11,6 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.effort import effort
 from benchmarks.harness import Case, Contender, Figures, Goal, MeasureError
 from benchmarks.setting import muster_program, program, program_environment, scratch
 
@@ -20,6 +21,10 @@ PARALLEL_TASKS = 400
 #: Agents of one process in the comparison with shared workers.
 SHARED = 25
 _LIMIT_S = 60
+
+
+def _tasks(full: int) -> int:
+    return effort(full, 100)
 
 
 def inputs(count: int) -> bytes:
@@ -49,13 +54,14 @@ def _muster(jobs: int, *options: str) -> Figures:
         report = directory / "report.json"
         env = {**program_environment(), "MUSTER_STORE_DIR": str(directory / "stores")}
         command = [muster_program(), "run", "-j", str(jobs), "-q", "--report", str(report), *options, "true"]
-        took_s, _out, _said = carry_out(command, env, inputs(TASKS))
+        tasks = _tasks(TASKS)
+        took_s, _out, _said = carry_out(command, env, inputs(tasks))
         told = json.loads(report.read_text())
-        if (told["tasks"], told["done"], told["delivered_ratio"], told["duplicates"]) != (TASKS, TASKS, 1.0, 0):
+        if (told["tasks"], told["done"], told["delivered_ratio"], told["duplicates"]) != (tasks, tasks, 1.0, 0):
             raise MeasureError(f"{told['done']} of {told['tasks']} tasks were done")
         if list((directory / "stores").glob("*/spec.json")):
             raise MeasureError("the run left its store behind")
-    return {"per_s": TASKS / took_s}
+    return {"per_s": tasks / took_s}
 
 
 @functools.cache
@@ -81,11 +87,11 @@ def _peer(command: list[str], count: int) -> Figures:
 
 
 def _xargs(jobs: int) -> Figures:
-    return _peer([program("xargs"), "-P", str(jobs), "-n", "1"], TASKS)
+    return _peer([program("xargs"), "-P", str(jobs), "-n", "1"], _tasks(TASKS))
 
 
 def _parallel(jobs: int) -> Figures:
-    return _peer([program("parallel"), "-j", str(jobs)], PARALLEL_TASKS)
+    return _peer([program("parallel"), "-j", str(jobs)], _tasks(PARALLEL_TASKS))
 
 
 def _case(jobs: int) -> Case:

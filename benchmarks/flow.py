@@ -87,7 +87,7 @@ class Part(NamedTuple):
     began: float
     ended: float
     cpu_s: float
-    count: int
+    messages: int
 
 
 async def _send_for(sending: Sending, number: int, to: list[str], shape: Shape, gate: Gate, send_s: float) -> Part:
@@ -139,7 +139,7 @@ def flow(peer: Peer, shape: Shape, send_s: float) -> Figures:
         parts: list[Part] = crew.results()
         server_s = peer.server_cpu_s() - server_s
     received = parts[: shape.recipients]
-    count = sum(part.count for part in received)
+    count = sum(part.messages for part in received)
     took_s = max(part.ended for part in received) - min(part.began for part in parts)
     return {"per_s": count / took_s, "cpu_us": (sum(part.cpu_s for part in parts) + server_s) / count * 1e6}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import pickle
 import select
@@ -24,10 +25,10 @@ LIFE_S = 60
 LARGE_LIFE_S = 120
 
 
-def run_loop(call: Callable[[], Awaitable[Any]]) -> Any:
+def run_loop(call: Callable[..., Awaitable[Any]], *arguments: Any, **options: Any) -> Any:
     """Run a coroutine function on uvloop, as workers do."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(call())  # type: ignore[arg-type]
+        return runner.run(call(*arguments, **options))  # type: ignore[arg-type]
 
 
 def _is_readable(fd: int, deadline: float) -> bool:
@@ -140,8 +141,9 @@ class Crew:
         self.children: list[Child] = []
         self._life_s = life_s
 
-    def add(self, call: Callable[[], Any]) -> Child:
-        child = Child(call, self._life_s)
+    def add(self, call: Callable[..., Any], *arguments: Any, **options: Any) -> Child:
+        """Fork a process that makes this call; its result is what the call returns."""
+        child = Child(functools.partial(call, *arguments, **options), self._life_s)
         self.children.append(child)
         return child
 

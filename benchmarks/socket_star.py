@@ -95,7 +95,7 @@ class Star:
 
         child = self._crew.add(hub)
         for _mine, theirs in self._pairs:
-            self._crew.add(lambda theirs=theirs: answer(theirs))
+            self._crew.add(answer, theirs)
         self._crew.go()
         return child.result()
 
@@ -156,9 +156,9 @@ class Tree:
 
         child = self._crew.add(root)
         for (_mine, up), team in zip(self._leads, self._teams, strict=True):
-            self._crew.add(lambda up=up, team=team: lead(up, team))
+            self._crew.add(lead, up, team)
             for _down, theirs in team:
-                self._crew.add(lambda theirs=theirs: answer(theirs))
+                self._crew.add(answer, theirs)
         self._crew.go()
         return child.result()
 

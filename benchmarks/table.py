@@ -36,7 +36,7 @@ def print_table(outcomes: list[Outcome], console: Console) -> None:
         table.add_section()
         lines = list(verdicts(outcome))
         for verdict in lines:
-            table.add_row(*_row(verdict))
+            table.add_row(*row_of(verdict))
     console.print(table)
     console.print()
     for outcome in outcomes:
@@ -47,22 +47,8 @@ def print_table(outcomes: list[Outcome], console: Console) -> None:
                 console.print(Text(f"  {word}: {contender}: {last}", style=_STYLE[word]))
 
 
-def as_markdown(outcomes: list[Outcome]) -> str:
-    """The table for a page of the documentation, with machine and date."""
-    facts = machine()
-    lines = [
-        f"{facts['processor']}, {facts['cores']} cores, {facts['system'].split('-')[0]}, load {facts['load']}, {facts['date']}.",
-        ", ".join(f"{name} {found}" for name, found in versions().items()) + ".",
-        "",
-        "| case | muster | beside | | ratio (lowest–highest) | goal | |",
-        "|---|---:|---|---:|---|---|---|",
-    ]
-    for outcome in outcomes:
-        lines += ["| " + " | ".join(str(cell) for cell in _row(verdict)) + " |" for verdict in verdicts(outcome)]
-    return "\n".join(lines)
-
-
-def _row(verdict: Verdict) -> list[Text | str]:
+def row_of(verdict: Verdict) -> list[Text | str]:
+    """Case, our figure, the peer, its figure, ratio, goal, verdict."""
     goal = verdict.goal
     part = goal.figure.split("_")[0] if goal.figure[:3] in ("p50", "p99") else ""
     name = " ".join(word for word in (verdict.case, goal.label, part) if word)
@@ -84,9 +70,10 @@ def _ratio(verdict: Verdict) -> str:
         return "—"
     middle, low, high = verdict.ratio
     if verdict.goal.peer is None:
-        return f"({_short(low)}–{_short(high)})"
-    return f"{_short(middle)}× ({_short(low)}–{_short(high)})"
+        return f"({short(low)}–{short(high)})"
+    return f"{short(middle)}× ({short(low)}–{short(high)})"
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
+    """A ratio, to three digits."""
     return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
