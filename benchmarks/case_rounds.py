@@ -280,7 +280,14 @@ def _cost_case() -> Case:
             Goal("p50_ms", f"{most} agents", floor),
             Goal("p99_ms", f"{most} agents", floor),
             *(
-                Goal("each_us", f"{agents} agents", f"{least} agents", "<=", 1.5 if agents == most else None)
+                Goal(
+                    "each_us",
+                    f"{agents} agents",
+                    f"{least} agents",
+                    "<=",
+                    1.5 if agents == most else None,
+                    label=f"of {agents}",
+                )
                 for agents in COST_AGENTS[1:]
             ),
         ],

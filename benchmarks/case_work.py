@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 from benchmarks.case_run import carry_out
+from benchmarks.effort import effort
 from benchmarks.harness import Case, Contender, Figures, Goal, MeasureError
 from benchmarks.processes import Crew
 from benchmarks.setting import ROOT, muster_program, program_environment, scratch
@@ -26,8 +27,12 @@ def _analysis() -> Any:
     return stdlib_analysis
 
 
+def _files(analysis: Any) -> list[str]:
+    return list(analysis.library_files())[: effort(None, 60)]
+
+
 def _muster() -> Figures:
-    files = list(_analysis().library_files())
+    files = _files(_analysis())
     with scratch() as directory:
         results = directory / "results.jsonl"
         env = {**program_environment(), "MUSTER_STORE_DIR": str(directory / "stores")}
@@ -43,7 +48,7 @@ def _muster() -> Figures:
 def _pool() -> Figures:
     """From the start of the pool to its end, results in no order, as they come."""
     analysis = _analysis()
-    files = list(analysis.library_files())
+    files = _files(analysis)
 
     def work() -> float:
         began = time.perf_counter()
