@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from muster.bus.transports.lanes import layout, redrive
 from muster.bus.transports.lanes.deadletters import Letter, letters_in, message_of, number_of, read_letter
-from muster.core.message import decode_body
+from muster.core.message import CONTENT_TYPES, decode_body
 from muster.errors import BodyEncodingError, MusterError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
     from pathlib import Path
 
+#: So much of an id may stand for the whole, if it is the only one that begins so.
+PREFIX_CHARS_MIN = 8
 UNREADABLE = "unreadable dead letter"
 
 
@@ -86,20 +88,36 @@ def find(store: Path, filters: Filters = Filters()) -> list[Found]:  # noqa: B00
 
 
 def chosen(store: Path, filters: Filters, ids: Collection[str], *, everything: bool) -> list[Found]:
-    """The letters named by `ids` (of a message or of a letter's file), or with `everything` all that fit.
+    """The letters named by `ids` (of a message or of a letter's file, or the beginning of one), or with `everything` all that fit.
 
     Raises:
-        UsageError: Neither or both were given, or an id fits none; nothing was done.
+        UsageError: Neither or both were given, or an id fits none or several; nothing was done.
     """
     if everything == bool(ids):
         raise UsageError("name dead letters by their ids, or say --all" if not ids else "either ids or --all, not both")
     found = find(store, filters)
     if everything:
         return found
+    meant: dict[str, Found] = {}
     for wanted in ids:
-        if not any(wanted in (one.letter.id, one.letter.name) for one in found):
-            raise UsageError(f"there is no dead letter {wanted!r:.100}; `muster dead list` shows them", id=wanted)
-    return [one for one in found if one.letter.id in ids or one.letter.name in ids]
+        for one in _named(found, wanted):
+            meant[f"{one.agent}/{one.letter.name}"] = one
+    return list(meant.values())
+
+
+def _named(found: list[Found], wanted: str) -> list[Found]:
+    """The letters an id means: those of that message, or that file; else the one whose id begins so."""
+    exact = [one for one in found if wanted in (one.letter.id, one.letter.name)]
+    if exact:
+        return exact
+    begun = [one for one in found if len(wanted) >= PREFIX_CHARS_MIN and one.letter.id.startswith(wanted)]
+    if not begun:
+        raise UsageError(f"there is no dead letter {wanted!r:.100}; `muster dead list` shows them", id=wanted)
+    if len({one.letter.id for one in begun}) > 1:
+        raise UsageError(
+            f"{wanted!r:.100} is the beginning of {len(begun)} dead letters' ids; give more of it", id=wanted
+        )
+    return begun
 
 
 def put_back(store: Path, found: Iterable[Found]) -> list[dict[str, Any]]:
@@ -147,10 +165,15 @@ def show(one: Found) -> dict[str, Any]:
         UnsafePermissionsError, OSError: The file cannot be read.
     """
     told, raw = read_letter(one.letter.path)
-    facts = {**(told or {}), **one.facts, "verified": one.letter.verified}
-    facts.pop("raw_id", None)
+    known = told or {}
+    facts = {
+        **one.facts,
+        **{key: known[key] for key in ("created_ns", "dead_ns", "control", "hops", "extras") if known.get(key)},
+        "content_type": CONTENT_TYPES[number_of(known, "content") % len(CONTENT_TYPES)],
+        "verified": one.letter.verified,
+    }
     try:
         facts["body"] = decode_body(raw, number_of(told, "content")) if told and one.letter.verified else raw
-    except (BodyEncodingError, IndexError):
+    except (BodyEncodingError, KeyError):
         facts["body"] = raw
     return facts

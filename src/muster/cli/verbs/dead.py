@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import click
@@ -16,7 +18,9 @@ from muster.errors import UsageError
 F = TypeVar("F", bound=Callable[..., Any])
 
 HEAD = ("ID", "AGENT", "FROM", "TYPE", "AGE", "ATTEMPTS", "BYTES", "REASON")
-#: Bytes of a body that `show` prints to a terminal; --json has all of it.
+#: A terminal narrower than this gets the beginning of each id and fewer columns. So much of an id is time and counter.
+WIDE_COLUMNS, SHORT_ID_CHARS = 120, 18
+#: Characters of a body that `show` prints to a terminal; --json has all of it.
 SHOWN_CHARS_MAX = 4000
 
 
@@ -66,7 +70,12 @@ def list_(as_json: bool, **options: Any) -> int:
     elif not found:
         sys.stdout.write("no dead letters\n")
     else:
-        sys.stdout.write("\n".join(columns(HEAD, [_row(facts) for facts in found])) + "\n")
+        rows: list[tuple[object, ...]] = [_row(facts) for facts in found]
+        head: tuple[str, ...] = HEAD
+        if sys.stdout.isatty() and shutil.get_terminal_size().columns < WIDE_COLUMNS:
+            head = tuple(title for title in HEAD if title not in ("TYPE", "BYTES"))
+            rows = [(str(row[0])[:SHORT_ID_CHARS], *row[1:3], *row[4:6], row[7]) for row in rows]
+        sys.stdout.write("\n".join(columns(head, rows)) + "\n")
     return 0
 
 
@@ -92,7 +101,10 @@ def _row(facts: dict[str, Any]) -> tuple[object, ...]:
 @_filters
 @click.argument("id_", metavar="ID")
 def show(id_: str, as_json: bool, **options: Any) -> int:
-    """Show everything about the dead letter ID, its body as data: control characters are never sent to the terminal."""
+    """Show everything about the dead letter ID (the beginning of one is enough).
+
+    Its body is shown as data: control characters are never sent to the terminal.
+    """
     from muster.fleet import letters
 
     store, filters = _chosen(options)
@@ -103,12 +115,18 @@ def show(id_: str, as_json: bool, **options: Any) -> int:
         else:
             body = facts.pop("body")
             width = max(map(len, facts))
-            lines = [f"{key:<{width}}  {_one_line(value)}" for key, value in facts.items() if value not in (None, {})]
+            lines = [
+                f"{key.removesuffix('_ns'):<{width}}  {_one_line(key, value)}"
+                for key, value in facts.items()
+                if value is not None
+            ]
             sys.stdout.write("\n".join([*lines, "", _body(body), ""]))
     return 0
 
 
-def _one_line(value: object) -> str:
+def _one_line(key: str, value: object) -> str:
+    if key.endswith("_ns") and isinstance(value, int):
+        return datetime.fromtimestamp(value / 1e9, UTC).astimezone().isoformat(sep=" ", timespec="milliseconds")
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     return safe(text).replace("\n", " ")
 
