@@ -17,7 +17,7 @@ OPTIONS: dict[str, dict[str, tuple[str, bool]]] = {
         "--json-body": ("json_body", False),
         "--id": ("id", True),
     },
-    "recv": {**_SPEAK, "-n": ("n", True), "--wait": ("wait", True)},
+    "recv": {**_SPEAK, "-n": ("n", True), "--wait": ("wait", True), "--peek": ("peek", False)},
     "ask": {
         **_SPEAK,
         "--type": ("type", True),

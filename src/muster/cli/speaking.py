@@ -6,7 +6,7 @@ import sys
 
 from muster.cli.output import columns, print_json, safe
 from muster.errors import AskTimeoutError, ConfigError
-from muster.fleet.speak import Speaker, ask, parse_body, receive, send, speaker
+from muster.fleet.speak import Speaker, ask, parse_body, peek, receive, send, speaker
 
 # Not from typing: importing it would double the cost of a short verb. Type checkers know the name.
 TYPE_CHECKING = False
@@ -63,7 +63,8 @@ def _send(parsed: Parsed) -> int:
 
 
 def _recv(parsed: Parsed) -> int:
-    text = parsed.values.get("n", "1")
+    is_peek = "peek" in parsed.flags
+    text = parsed.values.get("n", "0" if is_peek else "1")
     if not (text.isascii() and text.isdigit()):
         raise ConfigError(f"-n: {text!r:.60} is not a whole number", key="n")
     wait_s = _duration(parsed.values.get("wait", "0"), "--wait")
@@ -73,6 +74,10 @@ def _recv(parsed: Parsed) -> int:
         show(message)
         sys.stdout.flush()  # the ack follows: what is acked has left this process
 
+    if is_peek:
+        if wait_s:
+            raise ConfigError("--peek shows what is there now; it does not --wait", key="wait")
+        return 0 if peek(_who(parsed), int(text), show_now) else 1
     return 0 if receive(_who(parsed), int(text), wait_s, show_now) else 1
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from muster.errors import ConfigError, ForbiddenError, IdentityBusyError
+from muster.errors import ConfigError, ForbiddenError, IdentityBusyError, UnknownAgentError
 
 # Not from typing: importing it would double the cost of a short verb. Type checkers know the name.
 TYPE_CHECKING = False
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from muster.agent.client import OwnerClient
     from muster.bus.bus import Bus
     from muster.bus.delivery import Delivery
+    from muster.core.message import Message
     from muster.security.keys import Keyring
 
     T = TypeVar("T")
@@ -139,6 +140,38 @@ def receive(who: Speaker, count: int, wait_s: float, show: Callable[[dict[str, A
     return _on_bus(who, through, consume=True)
 
 
+def peek(who: Speaker, count: int, show: Callable[[dict[str, Any]], None]) -> int:
+    """Show up to `count` messages (0: all) that wait, without taking any: they wait on, and count no attempt. How many were shown.
+
+    Works while the owner of the inbox lives, as the operator of the fleet sees it: `state` tells what is taken already.
+
+    Raises:
+        ForbiddenError: An agent's command asks: it holds no keys, and only its owner reads for it.
+        UnknownAgentError: There is no such inbox.
+    """
+    if who.socket is not None:
+        raise ForbiddenError(
+            "only the operator looks into inboxes with --peek; an agent's command takes its messages", agent=who.agent
+        )
+    from itertools import islice
+
+    from muster.bus.store import has_agent, open_store
+    from muster.bus.transports.lanes import peek as peeking
+    from muster.security.keys import Keyring, load_master
+
+    assert who.store is not None
+    assert who.agent is not None
+    store = open_store(who.store)
+    if not has_agent(store, who.agent):
+        raise UnknownAgentError(f"there is no agent {who.agent!r} in {store.name}", agent=who.agent)
+    keyring = Keyring.from_master(load_master(store), who.agent)
+    shown = 0
+    for message, taken in islice(peeking.waiting(store, who.agent, keyring.verify_key), count or None):
+        show({**_facts_of(message), "state": "taken" if taken else "stored", "body": message.body})
+        shown += 1
+    return shown
+
+
 def _post(who: Speaker, to: str, body: Any, envelope: dict[str, Any]) -> dict[str, Any]:
     """One message without a loop: asyncio would cost more than all the rest of the verb."""
     from muster.bus.envelope import outgoing
@@ -205,14 +238,11 @@ def _owner(path: str) -> OwnerClient:
 
 
 def _as_message(delivery: Delivery) -> dict[str, Any]:
-    message = {
-        "id": delivery.id,
-        "sender": delivery.sender,
-        "type": delivery.type,
-        "seq": delivery.seq,
-        "attempt": delivery.attempt,
-    }
-    return {**message, "created_ns": delivery.created_ns, "body": delivery.body}
+    return {**_facts_of(delivery), "attempt": delivery.attempt, "body": delivery.body}
+
+
+def _facts_of(message: Message | Delivery) -> dict[str, Any]:
+    return {name: getattr(message, name) for name in ("id", "sender", "type", "seq", "created_ns")}
 
 
 def _without_handle(message: dict[str, Any]) -> dict[str, Any]:

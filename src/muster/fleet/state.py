@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from typing import Any
 
 import msgspec
@@ -124,15 +125,18 @@ def _contradictions(told: FleetStatus, pids: dict[str, int | None]) -> list[str]
 
 def roster_of(fleet: places.Fleet) -> list[dict[str, Any]]:
     """The agents of a fleet that can be written to, with what waits for them."""
-    from muster.bus.store import roster
-    from muster.bus.transports.lanes import inspect
+    from muster.bus.transports.lanes.peek import inbox_views
 
     rows = []
-    for name in roster(fleet.store):
+    now_ns = time.time_ns()
+    for name, inbox in inbox_views(fleet.store).items():
         page = read_status(fleet.store, name)
         lives = page is not None and _lives(page.pid, page.start_time)
-        depth = sum(view.depth for view in inspect.lanes_to(fleet.store, name))
         # A program of its own has no status page; the lock of its inbox says that it is there.
         state = page.state if page is not None and lives else "joined" if _is_held(fleet, name) else "absent"
-        rows.append({"agent": name, "state": state, "inbox_depth": depth})
+        oldest_ns = inbox.oldest_created_ns
+        age_s = round(max(0, now_ns - oldest_ns) / 1e9, 3) if oldest_ns else None
+        rows.append(
+            {"agent": name, "state": state, "inbox_depth": inbox.depth, "oldest_age_s": age_s, "dead": inbox.dead}
+        )
     return rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import click
 
@@ -14,7 +15,7 @@ from muster.cli.output import columns, print_json
 @common()
 @click.option("--fleets", is_flag=True, help="List the fleets of this user instead, also those that are down.")
 def command(as_json: bool, store: str | None, fleet: str | None, fleets: bool) -> int:
-    """List the agents that can be written to, their state, and how many messages wait in their inboxes."""
+    """List the agents that can be written to: state, messages that wait in the inbox, age of the oldest of them, dead letters."""
     from muster.fleet import places, state
 
     if fleets:
@@ -25,12 +26,20 @@ def command(as_json: bool, store: str | None, fleet: str | None, fleets: bool) -
         head: tuple[str, ...] = ("FLEET", "KIND", "STATE", "STORE")
     else:
         found = state.roster_of(places.chosen(fleet, store))
-        head = ("AGENT", "STATE", "WAITING")
+        head = ("AGENT", "STATE", "WAITING", "OLDEST", "DEAD")
     if as_json:
         print_json(found)
     else:
-        sys.stdout.write("\n".join(columns(head, [tuple(row.values()) for row in found])) + "\n")
+        sys.stdout.write("\n".join(columns(head, [_row(row) for row in found])) + "\n")
     return 0
+
+
+def _row(row: dict[str, Any]) -> tuple[object, ...]:
+    from muster.fleet.durations import format_duration
+
+    age_s = row.get("oldest_age_s")
+    shown = {**row, "oldest_age_s": None if age_s is None else format_duration(age_s)} if "oldest_age_s" in row else row
+    return tuple(shown.values())
 
 
 def _state(fleet: object) -> str:
