@@ -13,7 +13,7 @@ from muster.bus.delivery import Delivery, Receipt
 from muster.bus.envelope import outgoing
 from muster.bus.group_commit import GroupCommit
 from muster.bus.upkeep import Upkeep
-from muster.bus.waiting import LOOK_AGAIN_S, Waiters, wait_for_room
+from muster.bus.waiting import LOOK_AGAIN_S, Waiters, set_done, wait_for_room
 from muster.core import limits
 from muster.core.message import EXTRA_CORRELATION, EXTRA_REPLY_TO, Message
 from muster.errors import (
@@ -48,7 +48,7 @@ class Bus:
         self._durable = transport.capabilities.durable
         self._in_hand: set[Inbound] = set()
         self._local: deque[Inbound] = deque()  # given back, or control messages met while pumping replies
-        self._asks: dict[str, asyncio.Future[Message]] = {}
+        self._asks: dict[str, asyncio.Future[Message | None]] = {}
         self._receivers = Waiters()
         self._ack_waiters = Waiters()
         self._awaited: dict[tuple[str, bool], list[int]] = {}  # numbers whose verdict is awaited, per lane
@@ -163,15 +163,18 @@ class Bus:
         deadline = time.monotonic() + timeout_s
         receipt = await self.send(to, body, type=type, wait_s=timeout_s, reply_to=self.id, **envelope)
         asked = envelope.get("message_id") or receipt.id
-        future: asyncio.Future[Message] = self._loop.create_future()
+        future: asyncio.Future[Message | None] = self._loop.create_future()
         self._asks[asked] = future
+        timer = self._loop.call_later(max(0.0, deadline - time.monotonic()), set_done, future)
         try:
             self._pump_replies()
-            return await asyncio.wait_for(future, max(0.0, deadline - time.monotonic()))
-        except TimeoutError:
-            raise AskTimeoutError(f"{to} did not reply within {timeout_s:g} s", recipient=to) from None
+            reply = await future
         finally:
+            timer.cancel()
             self._asks.pop(asked, None)
+        if reply is None:
+            raise AskTimeoutError(f"{to} did not reply within {timeout_s:g} s", recipient=to)
+        return reply
 
     async def publish(self, group: str, body: object = None, **envelope: Any) -> list[Receipt]:
         """Send to every agent of a group but oneself: "@all", "@workers", or "@KIND" of the fleet's spec.
@@ -181,17 +184,7 @@ class Bus:
         Raises:
             UnknownAgentError: No such group; nothing was written.
         """
-        receipts, failed, first_error = [], [], None
-        for agent in self.members(group):
-            try:
-                receipts.append(await self.send(agent, body, **envelope))
-            except BusError as error:
-                failed.append(agent)
-                first_error = first_error or error
-        if first_error is not None:
-            first_error.facts["failed"] = ",".join(failed)
-            raise first_error
-        return receipts
+        return await groups.publish(self, group, body, envelope)
 
     def members(self, group: str) -> list[str]:
         """The agents of a group, without this one. Raises UnknownAgentError."""
@@ -205,16 +198,21 @@ class Bus:
 
     def receive_nowait(self) -> Delivery | None:
         """The next delivery if there is one now. Replies to asks are handed to whoever asked, not returned here."""
+        delivery = self._next()
+        # Without a turn of the loop nobody has looked at the bell yet.
+        while delivery is None and self._fileno >= 0 and self._hear():
+            delivery = self._next()
+        return delivery
+
+    def _next(self) -> Delivery | None:
+        """The next delivery of the lanes that are known to be ready."""
         while True:
             if self._local:
                 inbound: Inbound | None = self._local.popleft()
             else:
                 inbound = self._take()
             if inbound is None:
-                # Without a turn of the loop nobody has looked at the bell yet.
-                if self._fileno < 0 or not self._hear():
-                    return None
-                continue
+                return None
             if inbound.message.control and self._take_reply(inbound):
                 continue
             self._in_hand.add(inbound)
@@ -226,7 +224,7 @@ class Bus:
         while True:
             if self.closed:
                 raise BusClosedError("this bus is closed")
-            delivery = self.receive_nowait()
+            delivery = self._next()  # who rings is heard by the loop
             if delivery is not None:
                 self._in_row += 1
                 if self._in_row >= _TURN:
@@ -343,7 +341,8 @@ class Bus:
 
     def _news(self) -> None:
         self._told = False
-        for call in (self._receivers.wake, *self._wakers):
+        self._receivers.wake()
+        for call in self._wakers:
             call()
 
     async def _next_ack(self, timeout_s: float) -> None:

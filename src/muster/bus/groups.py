@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from muster.core.names import COORDINATOR, OPERATOR, group_name
-from muster.errors import UnknownAgentError
+from muster.errors import BusError, UnknownAgentError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
+
+    from muster.bus.bus import Bus
+    from muster.bus.delivery import Receipt
+
+
+async def publish(bus: Bus, group: str, body: object, envelope: Mapping[str, Any]) -> list[Receipt]:
+    """See Bus.publish."""
+    receipts, failed, first_error = [], [], None
+    for agent in bus.members(group):
+        try:
+            receipts.append(await bus.send(agent, body, **envelope))
+        except BusError as error:
+            failed.append(agent)
+            first_error = first_error or error
+    if first_error is not None:
+        first_error.facts["failed"] = ",".join(failed)
+        raise first_error
+    return receipts
 
 
 def members(group: str, everybody: list[str], store: Path | None, me: str) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from muster.core import limits
 from muster.errors import AskTimeoutError, BusError, InboxFullError
@@ -44,12 +44,7 @@ class Waiters:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
         self._futures.append(future)
-
-        def give_up() -> None:
-            if not future.done():
-                future.set_result(None)
-
-        handle = None if timeout_s is None else loop.call_later(timeout_s, give_up)
+        handle = None if timeout_s is None else loop.call_later(timeout_s, set_done, future)
         try:
             await future
         finally:
@@ -57,6 +52,12 @@ class Waiters:
                 handle.cancel()
             if future in self._futures:
                 self._futures.remove(future)
+
+
+def set_done(future: asyncio.Future[Any]) -> None:
+    """A timer's way to end a wait that nothing else has ended."""
+    if not future.done():
+        future.set_result(None)
 
 
 async def wait_for_room(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from muster.bus.transport import Inbound
 from muster.bus.transports.lanes import cursor as cursors
 from muster.bus.transports.lanes import eviction, inspect, layout, locks, overflow
-from muster.bus.transports.lanes.bell import ACKED, REDRIVE, record_of
+from muster.bus.transports.lanes.bell import ACKED, FULL, REDRIVE, record_of
 from muster.bus.transports.lanes.credit import CreditPool
 from muster.bus.transports.lanes.deadletters import clear_torn, letter_path, store_letter
 from muster.bus.transports.lanes.healing import heal
@@ -79,16 +79,21 @@ class Inbox:
 
     def on_bell(self) -> tuple[list[str], bool]:
         """Drain the bell (before anything is taken) and note which lanes to look at. (Outgoing lanes with news of acks, overflow)."""
-        lookout = self.lookout
-        acked, lost = lookout.on_bell()
+        acked, lost = self.lookout.on_bell()
         if lost:
             self.scan()
-        if REDRIVE in lookout.other_records():
-            self._redriven.look()
-        for lane in lookout.rung_for_room():
-            if eviction.make_room(self, lane):
-                self._bells.ring(lane.sender_bell, record_of(ACKED, layout.lane_name(self.agent, control=lane.control)))
+        if self.lookout.requests:
+            self._carry_out()
         return acked, lost
+
+    def _carry_out(self) -> None:
+        """What bells asked for: room for senders that have no credit left, a look at letters that came back."""
+        requests, self.lookout.requests = dict.fromkeys(self.lookout.requests), []
+        for kind, name in requests:
+            if kind == REDRIVE:
+                self._redriven.look()
+            elif kind == FULL and (lane := self.lookout.note(name)) is not None and eviction.make_room(self, lane):
+                self._bells.ring(lane.sender_bell, record_of(ACKED, layout.lane_name(self.agent, control=lane.control)))
 
     def scan(self) -> int:
         """Look at every lane that exists (after an overflow, and as a safety net). How many were not ready before."""

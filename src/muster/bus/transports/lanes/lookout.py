@@ -7,7 +7,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
 from muster.bus.transports.lanes import layout
-from muster.bus.transports.lanes.bell import ACKED, FULL, MESSAGES, OwnBell
+from muster.bus.transports.lanes.bell import ACKED, MESSAGES, OwnBell
 from muster.bus.transports.lanes.inlane import InLane
 from muster.core import limits
 from muster.errors import InvalidNameError
@@ -39,36 +39,23 @@ class Lookout:
         self.held: set[str] = set()
         self.listening: frozenset[str] | None = None  # whose normal class is taken; None: everybody's
         self.unheard: dict[str, InLane] = {}  # lanes that may hold something, of senders not listened to
-        self._rung_for_room: list[str] = []
-        self._other_records: list[str] = []
+        #: Records that ask for something else than a look: (kind, name), for the inbox to carry out.
+        self.requests: list[tuple[str, str]] = []
         self.bell = OwnBell(f"{layout.agent_dir(store, agent)}/bell")
 
     def on_bell(self) -> tuple[list[str], bool]:
         """Drain the bell (before anything is taken) and note which lanes to look at. (Outgoing lanes with news of acks, overflow)."""
         records, overflow = self.bell.drain()
-        acked = []
+        acked: list[str] = []
         for kind, name in records:
-            if kind == ACKED:
+            if kind == MESSAGES:
+                if name not in self.ready and name not in self.ready_control:
+                    self.note(name)
+            elif kind == ACKED:
                 acked.append(name)
-            elif name not in self.ready and name not in self.ready_control and kind in (MESSAGES, FULL):
-                self.note(name)
-            if kind == FULL:
-                self._rung_for_room.append(name)
-            elif kind not in (MESSAGES, ACKED):
-                self._other_records.append(kind)
+            else:
+                self.requests.append((kind, name))
         return acked, overflow
-
-    def rung_for_room(self) -> list[InLane]:
-        """Lanes whose senders have used up their credit and said so since the last call."""
-        if not self._rung_for_room:
-            return []
-        names, self._rung_for_room = self._rung_for_room, []
-        return [self.lanes[name] for name in dict.fromkeys(names) if name in self.lanes]
-
-    def other_records(self) -> list[str]:
-        """Kinds of other records since the last call."""
-        kinds, self._other_records = self._other_records, []
-        return kinds
 
     def note(self, name: str) -> InLane | None:
         """Have a look at this lane soon. None if the name is no lane's: a record is only a hint, anybody may write anything."""

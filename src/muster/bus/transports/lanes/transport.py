@@ -135,10 +135,13 @@ class LanesTransport:
 
     def on_bell(self) -> bool:
         """Drain the bell and note which lanes to look at. True if the recipients of ours acked something."""
-        acked, overflow = self.inbox.on_bell()
-        for name in acked:
-            self._outbox.acked(name)
-        return bool(acked) or overflow
+        assert self._inbox is not None
+        acked, overflow = self._inbox.on_bell()
+        if acked:
+            for name in acked:
+                self._outbox.acked(name)
+            return True
+        return overflow
 
     def take_all_from(self, sender: str) -> list[Inbound]:
         return self.inbox.take_all_from(sender)
