@@ -7,10 +7,16 @@ from collections.abc import Callable, Mapping
 
 from benchmarks.case_flow import BATCH, PATTERNS, SIZES
 from benchmarks.case_rounds import COST_AGENTS
+from benchmarks.contenders import PROCESS_QUEUE, ZEROMQ
 from benchmarks.harness import Outcome, show
 from benchmarks.svg import Axes, Bar, Group, Line, bars, lines
 
 _MUSTER = "muster"
+#: Drawn paler: they store nothing.
+_UNSTORED = (ZEROMQ.name, PROCESS_QUEUE.name)
+#: The same colour for the same contender in every chart of lines; 0 is ours.
+_COLOURS = {_MUSTER: 0, "Redis": 2, "JetStream": 3, "SQLite": 4, "ZeroMQ": 5, "multiprocessing.Queue": 6}
+_NOTE = "logarithmic; thin mark: lowest to highest; pale: stores nothing"
 Outcomes = Mapping[str, Outcome]
 
 
@@ -25,14 +31,15 @@ def _bars(outcome: Outcome, figure: str) -> list[Bar]:
         values = _values(outcome, contender.name, figure)
         if values:
             own = contender.name.startswith(_MUSTER)
-            found.append(Bar(contender.name, statistics.median(values), min(values), max(values), own))
+            pale = contender.name in _UNSTORED
+            found.append(Bar(contender.name, statistics.median(values), min(values), max(values), own, pale))
     return found
 
 
 def _message(outcomes: Outcomes) -> str:
     return bars(
         "Send, receive and ack one message of 256 B",
-        "time of one message, one at a time in one process; shorter is better; logarithmic; thin mark: lowest to highest",
+        f"time of one message, in one process; shorter is better; {_NOTE}",
         [Group("", _bars(outcomes["message"], "us"))],
         lambda value: show("us", value),
     )
@@ -47,7 +54,7 @@ def _patterns(outcomes: Outcomes, suffix: str, how: str) -> str:
     }
     return bars(
         f"Messages between processes, {how}",
-        "256 B, messages per second until the last is acked; longer is better; logarithmic; thin mark: lowest to highest",
+        f"256 B, per second until the last is acked; longer is better; {_NOTE}",
         [Group(names[name], _bars(outcomes[name + suffix], "per_s")) for name in PATTERNS],
         lambda value: show("per_s", value),
     )
@@ -63,7 +70,7 @@ def _lines(outcomes: Outcomes, prefix: str, figure: str) -> list[Line]:
             if (values := _values(outcomes[prefix + name], contender, figure))
         ]
         if points:
-            found.append(Line(contender, points, contender == _MUSTER))
+            found.append(Line(contender, points, _COLOURS.get(contender.split()[0], 1)))
     return found
 
 
@@ -107,7 +114,7 @@ def _agents(outcomes: Outcomes) -> str:
     return lines(
         "What one message costs as the fleet grows",
         "median round of a star, one process for each agent, divided by its messages; both axes logarithmic",
-        [Line(_MUSTER, points, is_own=True)],
+        [Line(_MUSTER, points)],
         Axes(
             "agents",
             "time of one message",
@@ -128,16 +135,15 @@ def _rounds(outcomes: Outcomes) -> str:
                 values = _values(outcome, contender, figure)
                 if values:
                     label = f"{name}, {figure[:3]}"
-                    found.append(
-                        Bar(label, statistics.median(values), min(values), max(values), name.startswith(_MUSTER))
-                    )
+                    own = name.startswith(_MUSTER)
+                    found.append(Bar(label, statistics.median(values), min(values), max(values), own, not own))
         return Group(heading, found)
 
     most = COST_AGENTS[-1]
     star, tree = "socketpair star", "socketpair tree"
     return bars(
         "A round: send to all, and wait for every answer",
-        "one process for each agent; shorter is better; logarithmic; thin mark: lowest to highest",
+        f"one process for each agent; shorter is better; {_NOTE}",
         [
             group("50 agents", "round50", {_MUSTER: _MUSTER, "muster ask": "muster ask", star: star}),
             group("358 processes: a root, 7 coordinators, 350 agents", "round358", {_MUSTER: _MUSTER, tree: tree}),

@@ -148,7 +148,7 @@ def show(figure: str, value: float) -> str:
         case "us":
             return f"{value:,.1f} µs" if value < 1000 else f"{value / 1000:,.2f} ms"
         case "ms":
-            return f"{value:,.1f} ms"
+            return f"{value:,.1f} ms" if value < 1000 else f"{value / 1000:,.2f} s"
         case "s" if figure.endswith("per_s"):
             return f"{value:,.0f}/s"
         case "s":

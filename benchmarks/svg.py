@@ -6,6 +6,7 @@ A chart draws its own card, so that it reads well on a page of either colour. No
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -19,6 +20,7 @@ text {{ {_FONT}; font-size: 13px; fill: #1f2328 }}
 .soft {{ fill: #59636e; font-size: 12px }}
 .own {{ font-weight: 600 }}
 .axis {{ stroke: #d8dee4; stroke-width: 1 }}
+.pale {{ opacity: 0.45 }}
 .s0 {{ fill: #0a66c2 }} .s1 {{ fill: #8c959f }} .s2 {{ fill: #b35900 }} .s3 {{ fill: #1a7f37 }} .s4 {{ fill: #8250df }}
 .s5 {{ fill: #cf222e }} .s6 {{ fill: #9a6700 }}
 .l0 {{ stroke: #0a66c2; stroke-width: 3 }} .l1 {{ stroke: #8c959f }} .l2 {{ stroke: #b35900 }} .l3 {{ stroke: #1a7f37 }}
@@ -41,6 +43,8 @@ _NAMES = 190
 #: Right of the bars and lines: values and names.
 _VALUES = 150
 _ROW = 24
+#: Left of the lines: what the ticks say.
+_LEFT = 94
 
 Show = Callable[[float], str]
 
@@ -54,6 +58,7 @@ class Bar:
     low: float
     high: float
     is_own: bool = False
+    is_pale: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,11 +71,15 @@ class Group:
 
 @dataclass(frozen=True)
 class Line:
-    """Points of one contender, in the order of x."""
+    """Points of one contender, in the order of x. Colour 0 is ours, drawn boldly; 1 to 6 are peers'."""
 
     name: str
     points: Sequence[tuple[float, float]]
-    is_own: bool = False
+    colour: int = 0
+
+    @property
+    def is_own(self) -> bool:
+        return self.colour == 0
 
 
 class Scale:
@@ -103,6 +112,11 @@ def _mark(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
     return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{kind}"/>'
 
 
+def _round(words: str) -> str:
+    """A power of ten as a tick says it: without the zeros behind its point."""
+    return re.sub(r"\.0+(?!\d)", "", words)
+
+
 def _document(title: str, note: str, height: float, parts: list[str]) -> str:
     size = f'viewBox="0 0 {WIDTH} {height:.0f}" width="{WIDTH}" height="{height:.0f}"'
     head = [
@@ -132,7 +146,7 @@ def bars(title: str, note: str, groups: Sequence[Group], show: Show) -> str:
     grid = []
     for tick in scale.ticks():
         grid.append(_mark(scale(tick), 62, scale(tick), bottom, "axis"))
-        grid.append(_text(scale(tick), bottom + 16, show(tick), "soft", "middle"))
+        grid.append(_text(scale(tick), bottom + 16, _round(show(tick)), "soft", "middle"))
     return _document(title, note, bottom + 32, [*grid, *parts])
 
 
@@ -140,10 +154,11 @@ def _bar(bar: Bar, y: float, scale: Scale, show: Show) -> list[str]:
     middle = y + _ROW / 2
     width = max(1.0, scale(bar.value) - _NAMES)
     own = "own" if bar.is_own else ""
+    kind = "s0" if bar.is_own else "s1 pale" if bar.is_pale else "s1"
     label_x = max(scale(bar.high), scale(bar.value)) + 8
     return [
         _text(_NAMES - 8, middle + 4, bar.name, own, "end"),
-        f'<rect x="{_NAMES}" y="{y + 4:.1f}" width="{width:.1f}" height="{_ROW - 8}" rx="2" class="{"s0" if bar.is_own else "s1"}"/>',
+        f'<rect x="{_NAMES}" y="{y + 4:.1f}" width="{width:.1f}" height="{_ROW - 8}" rx="2" class="{kind}"/>',
         _mark(scale(bar.low), middle, scale(bar.high), middle, "range"),
         _text(label_x, middle + 4, show(bar.value), own),
     ]
@@ -167,23 +182,23 @@ def lines(title: str, note: str, found: Sequence[Line], axes: Axes) -> str:
     xs = [x for line in found for x, _y in line.points]
     ys = [y for line in found for _x, y in line.points] + ([axes.limit[0]] if axes.limit else [])
     right = WIDTH - 170
-    across, up = Scale(xs, (80, right), whole_decades=False), Scale(ys, (bottom, top))
+    across, up = Scale(xs, (_LEFT, right), whole_decades=False), Scale(ys, (bottom, top))
     parts = [
         _text(20, top - 12, axes.y_name, "soft"),
-        _text((80 + right) / 2, height - 14, axes.x_name, "soft", "middle"),
+        _text((_LEFT + right) / 2, height - 14, axes.x_name, "soft", "middle"),
     ]
     for tick in up.ticks():
-        parts.append(_mark(80, up(tick), right, up(tick), "axis"))
-        parts.append(_text(72, up(tick) + 4, axes.show_y(tick), "soft", "end"))
+        parts.append(_mark(_LEFT, up(tick), right, up(tick), "axis"))
+        parts.append(_text(_LEFT - 8, up(tick) + 4, _round(axes.show_y(tick)), "soft", "end"))
     for tick in axes.x_ticks:
         parts.append(_mark(across(tick), bottom, across(tick), bottom + 5, "axis"))
         parts.append(_text(across(tick), bottom + 20, axes.show_x(tick), "soft", "middle"))
     if axes.limit is not None:
         value, words = axes.limit
-        parts += [_mark(80, up(value), right, up(value), "limit"), _text(86, up(value) - 6, words, "soft")]
-    ends = spread([up(line.points[-1][1]) for line in found], 16)
-    colours = _colours(found)
-    for line, end, colour in sorted(zip(found, ends, colours, strict=True), key=lambda each: each[0].is_own):
+        parts += [_mark(_LEFT, up(value), right, up(value), "limit"), _text(_LEFT + 6, up(value) - 6, words, "soft")]
+    ends = spread([up(line.points[-1][1]) for line in found], 16, bottom)
+    for line, end in sorted(zip(found, ends, strict=True), key=lambda each: each[0].is_own):
+        colour = line.colour
         where = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y in line.points)
         parts.append(f'<polyline points="{where}" class="line l{colour}"/>')
         parts += [f'<circle cx="{across(x):.1f}" cy="{up(y):.1f}" r="3.5" class="s{colour}"/>' for x, y in line.points]
@@ -191,14 +206,8 @@ def lines(title: str, note: str, found: Sequence[Line], axes: Axes) -> str:
     return _document(title, note, height, parts)
 
 
-def _colours(found: Sequence[Line]) -> list[int]:
-    """Ours is always the same; the others get the rest in turn."""
-    others = iter([2, 3, 4, 5, 6, 1] * (len(found) // 6 + 1))
-    return [0 if line.is_own else next(others) for line in found]
-
-
-def spread(wanted: Sequence[float], least: float) -> list[float]:
-    """Positions near the wanted ones, at least `least` apart, in the same order."""
+def spread(wanted: Sequence[float], least: float, most: float) -> list[float]:
+    """Positions near the wanted ones, at least `least` apart, none above `most`, in the same order."""
     order = sorted(range(len(wanted)), key=lambda index: wanted[index])
     places = [wanted[index] for index in order]
     for _ in range(200):
@@ -211,6 +220,9 @@ def spread(wanted: Sequence[float], least: float) -> list[float]:
                 moved = True
         if not moved:
             break
+    for one in reversed(range(len(places))):
+        places[one] = min(places[one], most)
+        most = places[one] - least
     found = [0.0] * len(wanted)
     for index, place in zip(order, places, strict=True):
         found[index] = place

@@ -151,7 +151,7 @@ def test_an_audit_finds_a_message_that_is_lost_doubled_misplaced_or_damaged(harm
 def test_bars_are_as_long_as_their_values_on_a_logarithmic_scale():
     bars = [svg.Bar(name, value, value, value) for name, value in (("a", 1.0), ("b", 10.0), ("c", 100.0))]
     root = ET.fromstring(svg.bars("t", "n", [svg.Group("g", bars)], str))
-    card, one, ten, hundred = (float(rect.get("width")) for rect in root.iter(f"{SVG}rect"))
+    card, one, ten, hundred = (float(rect.attrib["width"]) for rect in root.iter(f"{SVG}rect"))
     assert hundred - ten == pytest.approx(ten - max(one, 0), abs=1.5)
     assert hundred < card
 
@@ -173,10 +173,10 @@ def test_nothing_of_a_chart_lies_outside_of_it():
     lines = [svg.Line(f"line {number}", [(64.0, 1.0 + number / 100), (1e6, 2.0)]) for number in range(7)]
     axes = svg.Axes("x", "y", str, str, [64.0, 1e6])
     root = ET.fromstring(svg.lines("t", "n", lines, axes))
-    height = float(root.get("height"))
+    height = float(root.attrib["height"])
     for element in root.iter(f"{SVG}text"):
-        assert 0 <= float(element.get("x")) <= svg.WIDTH
-        assert 0 <= float(element.get("y")) <= height
+        assert 0 <= float(element.attrib["x"]) <= svg.WIDTH
+        assert 0 <= float(element.attrib["y"]) <= height
 
 
 def test_a_logarithmic_scale_refuses_what_it_cannot_show():
@@ -185,8 +185,9 @@ def test_a_logarithmic_scale_refuses_what_it_cannot_show():
 
 
 def test_names_that_would_cover_each_other_are_moved_apart_in_their_order():
-    places = svg.spread([10.0, 11.0, 9.5, 80.0], 16)
+    places = svg.spread([10.0, 11.0, 9.5, 80.0], 16, 100)
     assert places[3] == 80.0
+    assert max(svg.spread([95.0, 99.0], 16, 100)) <= 100
     assert places[2] < places[0] < places[1]
     assert min(places[0] - places[2], places[1] - places[0]) >= 15.9
 
