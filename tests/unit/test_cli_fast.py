@@ -67,8 +67,7 @@ def test_every_verb_explains_itself_and_speaks_json(verb: str) -> None:
     assert command.get_short_help_str(200) == VERBS[verb]
     for one in command.commands.values() if isinstance(command, click.Group) else (command,):
         assert one.help
-        assert "--json" in {name for param in one.params for name in param.opts}
-    assert "--debug" in {name for param in command.params for name in param.opts}
+        assert {"--json", "--debug"} <= {name for param in one.params for name in param.opts}
 
 
 def test_an_agents_command_loads_little_to_speak() -> None:

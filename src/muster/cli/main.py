@@ -23,6 +23,7 @@ VERBS: dict[str, str] = {
     "ls": "List the agents of a fleet and what waits for them.",
     "status": "Show how a fleet is: agents, tasks, health.",
     "logs": "Show what a fleet and its agents logged.",
+    "watch": "Follow what happens in a fleet.",
     "send": "Put a message into an agent's inbox.",
     "recv": "Take messages from the inbox.",
     "ask": "Send a request and print the reply.",
