@@ -49,6 +49,10 @@ def create_store(store: Path, settings: BusSettings | None = None) -> Path:
     if not master_path(store).exists():
         with contextlib.suppress(FileExistsError):  # another process made it just now: that one counts
             create_master(store)
+    for name in os.listdir(store / "keys"):
+        if name.startswith("tmp-"):  # of a process that died while it made the key; one that lives has lost the race
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(store / "keys" / name)
     return store
 
 

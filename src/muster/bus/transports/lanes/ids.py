@@ -11,7 +11,7 @@ import os
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
-from muster.bus.transports.lanes.words import allocate, value_of, word
+from muster.bus.transports.lanes.words import allocate, value_of, word, write_all
 from muster.security.permissions import open_private
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class ExplicitIds:
                 return
         # One entry, written by one call: torn, its check or its lane does not fit and it counts as absent.
         entry = message_id + word(seq).to_bytes(8, "little") + self._half
-        os.pwrite(self._fd, entry, self._next * ENTRY_BYTES)
+        write_all(self._fd, entry, self._next * ENTRY_BYTES)
         self._next = (self._next + 1) % SLOTS
 
     def sync(self) -> None:

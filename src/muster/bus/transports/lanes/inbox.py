@@ -16,6 +16,7 @@ from muster.bus.transports.lanes.healing import heal
 from muster.bus.transports.lanes.inlane import DamagedLaneError, InLane, Recipient
 from muster.bus.transports.lanes.lookout import Lookout
 from muster.bus.transports.lanes.redrive import RedriveSource
+from muster.bus.transports.lanes.tombstones import Tombstones
 from muster.bus.transports.lanes.words import barrier
 from muster.core import limits
 from muster.core.message import Message
@@ -51,7 +52,7 @@ class Inbox:
         self._suspect: Inbound | None = None
         self._parked: list[tuple[Inbound, str]] = []
         self.gaps: list[tuple[str, int, int]] = []  # (lane, first, last) lost to damage or evicted, the newest 100
-        self.tombstones: eviction.Tombstones | None = None
+        self.tombstones: Tombstones | None = None
         self.lookout = Lookout(store, self.agent, stats, self._make_lane)
         self._redriven = RedriveSource(self._base, attempts_max=self.attempts_max)
         try:
@@ -73,7 +74,7 @@ class Inbox:
         overflow.write_policy(self._base, policy)
         self.overflow = policy
         if policy == overflow.EVICT_OLDEST and self.tombstones is None:
-            self.tombstones = eviction.Tombstones(f"{self._base}/inbox")
+            self.tombstones = Tombstones(f"{self._base}/inbox")
 
     # ------------------------------------------------------------------ hearing
 
@@ -275,7 +276,8 @@ class Inbox:
     def evict(self, inbound: Inbound) -> None:
         """Finalise as evicted: it leaves a tombstone and a gap, and is not delivered."""
         if self.tombstones is not None:
-            self.tombstones.add(inbound.message, inbound.lane.name)
+            message = inbound.message
+            self.tombstones.add(inbound.lane.name, message.seq, message.raw_id, len(message.raw))
         self.stats.evicted += 1
         self.note_gap(inbound.lane.name, inbound.message.seq, inbound.message.seq)
         self._finalise(inbound, cursors.EVICTED)

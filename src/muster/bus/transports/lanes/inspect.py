@@ -110,11 +110,10 @@ def view_lane(store: Path, sender: str, recipient: str, *, control: bool) -> Lan
 
 def lanes_to(store: Path, recipient: str) -> Iterator[LaneView]:
     """Every lane that ends in `recipient`'s inbox."""
-    for sender in layout.roster(store):
-        for control in (False, True):
-            view = view_lane(store, sender, recipient, control=control)
-            if view is not None:
-                yield view
+    for sender, control in layout.lanes_to(store, recipient):
+        view = view_lane(store, sender, recipient, control=control)
+        if view is not None:
+            yield view
 
 
 def inbox_depth(store: Path, agent: str) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from muster.core.names import agent_id
@@ -12,7 +14,6 @@ from muster.security.permissions import make_private_dir, open_private, read_pri
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 CONTROL_SUFFIX = ".control"
 
@@ -43,8 +44,8 @@ def add_agent(store: Path, agent: str) -> None:
     agent_id(agent, allow_reserved=True)
     base = store / "agents" / agent
     settings = read_settings(store)
-    is_back = os.path.lexists(base / "retired")
-    if not is_back and not has_agent(store, agent) and len(os.listdir(store / "agents")) >= settings.agents_max:
+    is_new = not os.path.lexists(base)
+    if is_new and _count_folders(f"{store}/agents") >= settings.agents_max:
         # Every inbox keeps a floor of credit for each possible sender, so the number of senders is a bound, too.
         raise RosterFullError(
             f"the fleet {store.name} has {settings.agents_max:,} agents, as many as bus.agents_max allows", agent=agent
@@ -53,6 +54,7 @@ def add_agent(store: Path, agent: str) -> None:
         make_private_dir(directory)
     for lock in ("inbox.lock", "outbox.lock"):
         os.close(open_private(str(base / lock), os.O_RDWR | os.O_CREAT))
+    _make_senders(store, agent, is_new=is_new)
     bell = str(base / "bell")
     # The bell is made last: an agent is on the roster once its bell exists.
     if not os.path.lexists(bell):
@@ -85,6 +87,50 @@ def has_agent(store: Path, agent: str) -> bool:
     return os.path.lexists(f"{store}/agents/{agent}/bell")
 
 
+def _count_folders(directory: str) -> int:
+    """How many folders stand in `directory`; where the file system counts them by itself, without reading it."""
+    links = os.stat(directory).st_nlink
+    return links - 2 if links >= 2 else len(os.listdir(directory))
+
+
+def _make_senders(store: Path, agent: str, *, is_new: bool) -> None:
+    """The folder in which senders leave their names, so that a start need not look through everybody's outbox.
+
+    An agent of a format 1 store has none: it is filled with the lanes that are there and appears whole.
+    """
+    base = agent_dir(store, agent)
+    if os.path.lexists(f"{base}/senders"):
+        return
+    if is_new:
+        make_private_dir(Path(f"{base}/senders"))
+        return
+    temporary = Path(f"{base}/tmp-senders-{os.getpid()}")
+    make_private_dir(temporary)
+    for sender, control in lanes_to(store, agent):
+        os.close(open_private(temporary / lane_name(sender, control=control), os.O_WRONLY | os.O_CREAT))
+    try:
+        os.rename(temporary, f"{base}/senders")
+    except OSError:  # somebody else of this identity was faster; theirs is as good
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def mark_sender(store: Path, recipient: str, name: str) -> None:
+    """Leave the name of a lane with its recipient, before the lane begins. An empty file: nobody reads or writes what is in it.
+
+    Raises:
+        OSError: No room for the name; the lane must not begin, because nobody might find it.
+    """
+    try:
+        fd = os.open(
+            f"{agent_dir(store, recipient)}/senders/{name}",
+            os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC,
+            0o600,
+        )
+    except FileNotFoundError:  # of format 1: the recipient looks through all outboxes
+        return
+    os.close(fd)
+
+
 def has_outbox(store: Path, agent: str) -> bool:
     """Whether `agent` sends, or has sent before it was retired and may have left something unread."""
     return os.path.lexists(f"{agent_dir(store, agent)}/outbox")
@@ -100,6 +146,19 @@ def _senders(store: Path) -> list[str]:
 
 def lanes_to(store: Path, agent: str) -> Iterator[tuple[str, bool]]:
     """(sender, whether of the control class) of every lane that ends in `agent`'s inbox, by the senders' names."""
+    try:
+        names = sorted(os.listdir(f"{agent_dir(store, agent)}/senders"))
+    except FileNotFoundError:
+        yield from _lanes_of_format_1(store, agent)
+        return
+    for name in names:
+        try:
+            yield parse_lane_name(name)
+        except InvalidNameError:  # nothing that a sender has left
+            continue
+
+
+def _lanes_of_format_1(store: Path, agent: str) -> Iterator[tuple[str, bool]]:
     for sender in _senders(store):
         for control in (False, True):
             if os.path.lexists(f"{agent_dir(store, sender)}/outbox/{lane_name(agent, control=control)}/lane"):
@@ -107,16 +166,9 @@ def lanes_to(store: Path, agent: str) -> Iterator[tuple[str, bool]]:
 
 
 def all_lanes(store: Path) -> dict[str, list[tuple[str, bool]]]:
-    """`lanes_to` of every agent that has any, with one look at each outbox: for a process that opens many inboxes at once."""
-    found: dict[str, list[tuple[str, bool]]] = {}
-    for sender in _senders(store):
-        for name in os.listdir(f"{agent_dir(store, sender)}/outbox"):
-            try:
-                recipient, control = parse_lane_name(name)
-            except InvalidNameError:
-                continue
-            found.setdefault(recipient, []).append((sender, control))
-    return found
+    """`lanes_to` of every agent that has any."""
+    found = {agent: list(lanes_to(store, agent)) for agent in roster(store)}
+    return {agent: lanes for agent, lanes in found.items() if lanes}
 
 
 def roster(store: Path) -> list[str]:

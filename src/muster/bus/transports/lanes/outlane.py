@@ -69,6 +69,8 @@ class OutLane:
         self._open()
 
     def _open(self) -> None:
+        # Always, not only at the beginning: the recipient's folder may be newer than the lane.
+        layout.mark_sender(self._sender.store, self.recipient, self.name)
         lane_id = self._existing_lane_id() or self._begin()
         self._use(lane_id)
         # Segments were removed behind our back: the numbers we would give next were taken already and would never be delivered.
@@ -244,7 +246,7 @@ class OutLane:
             path, record = f"{self._recipient_directory}/bell", bell.record_of(bell.FULL, self.name)
             if not self._sender.bells.ring(path, record) and overflow.act_for_absent(
                 self._recipient_directory, self.name, self.lane_id, self._sender.settings,
-                evict_up_to=seq - 1 if policy == overflow.EVICT_OLDEST else 0,
+                self._describe if policy == overflow.EVICT_OLDEST else None,
             ):  # fmt: skip
                 self._asked_credit = 0
                 peer.refresh()
@@ -257,6 +259,14 @@ class OutLane:
             overflow=policy,
             control=self.control,
         )
+
+    def _describe(self, first: int, last: int) -> list[tuple[int, bytes, int]]:
+        """(number, id, bytes of body) of the messages from `first` to `last` that are still here."""
+        return [
+            (seq, bytes(content[_ID_AT : _ID_AT + 16]), HEADER.unpack_from(content)[7])
+            for seq, content in self._writer.frames()
+            if first <= seq <= last
+        ]
 
     def ring_if_due(self, seq: int) -> bool:
         """Rule B: full barrier, read `taken`, ring iff c <= taken < s; without a cursor of this lane always. True if it rang."""

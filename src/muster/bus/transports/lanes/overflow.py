@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Final
 from muster.bus.transports.lanes import cursor as cursors
 from muster.bus.transports.lanes import locks
 from muster.bus.transports.lanes.credit import CreditPool
+from muster.bus.transports.lanes.tombstones import Tombstones
 from muster.errors import ConfigError, MusterError
 from muster.security.permissions import open_private
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from muster.core.settings import BusSettings
 
 REFUSE, WAIT, EVICT_OLDEST = "refuse", "wait", "evict_oldest"
@@ -53,30 +56,28 @@ def read_policy(agent_directory: str) -> str:
 
 
 def act_for_absent(
-    agent_directory: str, lane: str, lane_id: bytes, settings: BusSettings, *, evict_up_to: int = 0
+    agent_directory: str,
+    lane: str,
+    lane_id: bytes,
+    settings: BusSettings,
+    describe: Callable[[int, int], list[tuple[int, bytes, int]]] | None = None,
 ) -> bool:
     """Lend more credit to `lane` in the name of a recipient that nobody holds; True if there is more now.
 
-    With nothing left to lend, the lane's oldest untaken messages up to number `evict_up_to` are evicted: one part in eight of its
-    window. False where the recipient lives: then it decides.
+    With nothing left to lend, and `describe` given, the lane's oldest messages are evicted: one part in eight of its window.
+    `describe` tells (number, id, bytes) of a range of them, for the tombstones. False where the recipient lives: then it decides.
     """
     lock = f"{agent_directory}/inbox.lock"
     if not locks.acquire(lock):
         return False
     try:
-        pool = CreditPool(settings)
-        shelf = cursors.CursorShelf(f"{agent_directory}/inbox", pool)
-        cursor = shelf.open(lane, lane_id)
+        inbox = f"{agent_directory}/inbox"
+        cursor = cursors.CursorShelf(inbox, CreditPool(settings)).open(lane, lane_id)
         try:
             rose = cursor.grant(hungry=True)
-            if not rose and evict_up_to:
-                last = min(
-                    evict_up_to, cursor.acked_base + max(1, cursor.window >> 3), cursor.acked_base + cursors.WINDOW
-                )
-                for seq in range(cursor.acked_base + 1, last + 1):
-                    cursor.take(seq)
-                    rose = cursor.finalise(seq, cursors.EVICTED) or rose
-                cursor.grant()
+            if not rose and describe is not None:
+                _evict(inbox, lane, cursor, describe)
+                rose = True
             return rose
         finally:
             cursor.close()
@@ -84,3 +85,21 @@ def act_for_absent(
         return False
     finally:
         locks.release(lock)
+
+
+def _evict(
+    inbox: str, lane: str, cursor: cursors.Cursor, describe: Callable[[int, int], list[tuple[int, bytes, int]]]
+) -> None:
+    """Finalise the lane's oldest as evicted, each after its tombstone stands."""
+    first = cursor.acked_base + 1
+    last = cursor.acked_base + min(cursors.WINDOW, max(1, cursor.window >> 3))
+    stones = Tombstones(inbox)
+    try:
+        for seq, message_id, body_bytes in describe(first, last):
+            if not cursor.is_finalised(seq):
+                stones.add(lane, seq, message_id, body_bytes)
+                cursor.take(seq)
+                cursor.finalise(seq, cursors.EVICTED)
+    finally:
+        stones.close()
+    cursor.grant(hungry=True)

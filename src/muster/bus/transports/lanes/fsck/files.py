@@ -47,6 +47,13 @@ def check_entry(path: str, place: str, kind: str, lock: str | None) -> Iterator[
         )  # fmt: skip
 
 
+def _remove(path: str) -> None:
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    else:
+        os.unlink(path)
+
+
 def _own_copy(path: str) -> None:
     temporary = f"{os.path.dirname(path)}/tmp-fsck-{os.getpid()}"
     shutil.copyfile(path, temporary)
@@ -67,7 +74,7 @@ def check_folder(path: str, place: str, expect: Expect, lock: str | None) -> Ite
     for name in temporary:
         yield Finding(
             NOTICE, f"{place}/{name}", "is a temporary file of a process that was ended", remedy="remove it", lock=lock,
-            cure=partial(os.unlink, f"{path}/{name}"),
+            cure=partial(_remove, f"{path}/{name}"),
         )  # fmt: skip
     for name in names:
         if name in temporary:

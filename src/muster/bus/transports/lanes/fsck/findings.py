@@ -29,7 +29,7 @@ class Finding:
     place: str
     text: str
     remedy: str = ""
-    cure: Callable[[], None] | None = None
+    cure: Callable[[], object] | None = None
     lock: str | None = None
     #: Of a loss: the lane, its numbers (no `last`: and whatever was behind), and the message's id where it can still be read.
     lane: str | None = None

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from muster.bus.transports.lanes import layout, outlane
+from muster.bus.transports.lanes import inspect, layout, outlane
 from muster.bus.transports.lanes.fsck.files import check_entry, check_folder
 from muster.bus.transports.lanes.fsck.findings import DAMAGE, LOSS, NOTICE, Finding, examine
 from muster.bus.transports.lanes.fsck.inboxes import InboxCheck
 from muster.bus.transports.lanes.fsck.lanes import LaneCheck
 from muster.bus.transports.lanes.fsck.walk import Frame, Gap, walk
+from muster.bus.transports.lanes.retire import is_retired, reclaim_lanes, retire_agent
 from muster.bus.transports.lanes.segment import list_segments, segment_name
 from muster.bus.transports.lanes.words import lane_id_of
 from muster.core.codec import CHECKSUM_KEY, TAG_BYTES, digest
@@ -23,7 +24,7 @@ from muster.security.permissions import read_private
 
 _OF_AGENT = {
     "bell": "fifo", "retired": "fifo", "status": "file", "inbox.lock": "file", "outbox.lock": "file", "log": "file", "log.1": "file",
-    "inbox": "folder", "outbox": "folder",
+    "inbox": "folder", "outbox": "folder", "senders": "folder",
 }  # fmt: skip
 _FOLDERS = ("agents", "keys", "sockets")
 Lane = tuple[str, str, bool]
@@ -99,7 +100,7 @@ def _agent(store: Path, agent: str) -> Iterator[Finding]:
     # Modes of the agent's own folder and files are mended without a lock: the lock files are among them, and closing a file to others
     # disturbs nobody who holds it.
     yield from check_folder(base, place, lambda name: _OF_AGENT.get(name, ""), None)
-    retired = os.path.lexists(f"{base}/retired") and not os.path.lexists(f"{base}/bell")
+    retired = is_retired(store, agent)
     missing = [
         name
         for name in ("inbox", "outbox", "inbox/dead", "inbox.lock", "outbox.lock")
@@ -107,6 +108,8 @@ def _agent(store: Path, agent: str) -> Iterator[Finding]:
     ]
     if not retired and not os.path.lexists(f"{base}/bell"):
         missing.append("bell")
+    if retired:
+        yield from _about_retired(store, agent)
     for name in missing:
         severity = NOTICE if len(missing) > 1 and "bell" in missing and "inbox/dead" in missing else DAMAGE
         yield Finding(
@@ -125,6 +128,28 @@ def _agent(store: Path, agent: str) -> Iterator[Finding]:
             yield from check_folder(
                 f"{base}/outbox/{name}", f"{place}/outbox/{name}", _expect_in_lane, f"{base}/outbox.lock"
             )
+
+
+def _about_retired(store: Path, agent: str) -> Iterator[Finding]:
+    place = f"agents/{agent}"
+    depth = inspect.inbox_depth(store, agent)
+    if depth:
+        yield Finding(
+            DAMAGE, place, f"is retired, and {depth:,} messages wait for it", remedy="make them dead letters",
+            cure=partial(retire_agent, store, agent),
+        )  # fmt: skip
+    outbox = f"{layout.agent_dir(store, agent)}/outbox"
+    if any(_is_finalised(store, agent, name) for name in (os.listdir(outbox) if os.path.isdir(outbox) else ())):
+        yield Finding(
+            NOTICE, place, "is retired, and lanes of its own have been read to their end", remedy="remove them", lock=f"{outbox}.lock",
+            cure=partial(reclaim_lanes, store, agent),
+        )  # fmt: skip
+
+
+def _is_finalised(store: Path, agent: str, name: str) -> bool:
+    lane = _lane(name)
+    view = inspect.view_lane(store, agent, lane[0], control=lane[1]) if lane is not None else None
+    return view is not None and not view.depth
 
 
 def _lane(name: str) -> tuple[str, bool] | None:
