@@ -7,6 +7,7 @@ from benchmarks.contenders import (
     JETSTREAM_MEMORY,
     JETSTREAM_SYNCED,
     MUSTER,
+    MUSTER_DURABLE,
     MUSTER_POST,
     PEERS,
     REDIS_STREAMS,
@@ -31,9 +32,10 @@ def cases() -> list[Case]:
         Case(
             "message",
             "send + receive + ack, one at a time, 256 B, one process",
-            [_contender(peer) for peer in (MUSTER, MUSTER_POST, *peers)],
+            [_contender(peer) for peer in (MUSTER, MUSTER_POST, MUSTER_DURABLE, *peers)],
             [
                 *(Goal("us", MUSTER.name, peer.name, ">=", _FACTORS.get(peer.name)) for peer in peers),
+                Goal("us", MUSTER_DURABLE.name, JETSTREAM_SYNCED.name, ">=", label="durable"),
                 Goal("us", MUSTER_POST.name, REDIS_STREAMS.name, ">=", 10.0, label="post"),
                 Goal("cpu_us", MUSTER.name, REDIS_STREAMS.name, ">=", label="CPU"),
             ],

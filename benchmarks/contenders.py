@@ -13,6 +13,7 @@ from benchmarks.servers import NATS_SYNCED
 
 MUSTER = Lanes()
 MUSTER_POST = Lanes("muster post", awaited=False)
+MUSTER_DURABLE = Lanes("muster, durable", durable=True)
 REDIS_STREAMS = RedisStreams()
 JETSTREAM_MEMORY = JetStream("memory")
 JETSTREAM_FILE = JetStream("file")

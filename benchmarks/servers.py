@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 
 from benchmarks.harness import MissingContenderError
-from benchmarks.setting import ROOT, program, program_environment, scratch
+from benchmarks.setting import program, program_environment, scratch
 
 _START_S = 10.0
 
@@ -123,7 +121,7 @@ class NatsServer(Server):
         except ImportError:
             raise MissingContenderError("nats-py is not installed (scripts/setup.sh bench)") from None
         binary = nats_program()
-        directory = self._stack.enter_context(_on_disk() if self._on_disk else scratch())
+        directory = self._stack.enter_context(scratch(on_disk=self._on_disk))
         self.store = directory / "store"
         config = directory / "nats.conf"
         config.write_text(
@@ -139,17 +137,6 @@ class NatsServer(Server):
             return None
 
         return self._launch([binary, "-c", str(config)], is_ready)
-
-
-@contextlib.contextmanager
-def _on_disk() -> Iterator[Path]:
-    parent = ROOT / "build" / "bench"
-    parent.mkdir(parents=True, exist_ok=True)
-    path = Path(tempfile.mkdtemp(prefix="disk-", dir=parent))
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def nats_program() -> str:

@@ -18,6 +18,8 @@ from pathlib import Path
 
 from benchmarks.harness import MissingContenderError
 from muster.bus.store import add_agent, create_store
+from muster.core.limits import AGENTS_MAX
+from muster.core.settings import BusSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 #: Programs of packages that scripts/bench_setup.sh unpacked.
@@ -30,9 +32,11 @@ def scratch_root() -> Path:
 
 
 @contextlib.contextmanager
-def scratch() -> Iterator[Path]:
-    """A private directory in memory, removed afterwards."""
-    path = Path(tempfile.mkdtemp(prefix="muster-bench-", dir=scratch_root()))
+def scratch(*, on_disk: bool = False) -> Iterator[Path]:
+    """A private directory in memory, or on the disk that holds this project; removed afterwards."""
+    parent = ROOT / "build" / "bench" if on_disk else scratch_root()
+    parent.mkdir(parents=True, exist_ok=True)
+    path = Path(tempfile.mkdtemp(prefix="muster-bench-", dir=parent))
     try:
         yield path
     finally:
@@ -40,10 +44,11 @@ def scratch() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def fleet_store(agents: list[str]) -> Iterator[Path]:
-    """A fleet's store with these agents on its roster."""
-    with scratch() as path:
-        store = create_store(path / "fleet")
+def fleet_store(agents: list[str], *, durable: bool = False) -> Iterator[Path]:
+    """A fleet's store with these agents on its roster. `durable`: on the disk, and every send waits for it."""
+    with scratch(on_disk=durable) as path:
+        settings = BusSettings(durable=durable, agents_max=max(AGENTS_MAX, len(agents) + 1))
+        store = create_store(path / "fleet", settings)
         for agent in agents:
             add_agent(store, agent)
         yield store

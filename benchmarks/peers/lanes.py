@@ -62,14 +62,15 @@ class _Receiving:
 
 
 class Lanes:
-    """One identity for each process. `awaited=False`: `post`, which refuses instead of waiting."""
+    """One identity for each process. `awaited=False`: `post`, which refuses instead of waiting. `durable`: it survives a power cut."""
 
-    def __init__(self, name: str = "muster", *, awaited: bool = True) -> None:
+    def __init__(self, name: str = "muster", *, awaited: bool = True, durable: bool = False) -> None:
         self.name = name
+        self._durable = durable
         self._sending = _Sending if awaited else _Posting
 
     def place(self, recipients: list[str], senders: list[str]) -> AbstractContextManager[Path]:
-        return fleet_store([*recipients, *senders])
+        return fleet_store([*recipients, *senders], durable=self._durable)
 
     @contextlib.asynccontextmanager
     async def sender(self, place: Path, me: str) -> AsyncIterator[_Sending]:
