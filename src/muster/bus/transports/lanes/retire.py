@@ -1,9 +1,9 @@
 """Retirement: an identity leaves the fleet, and nothing that was sent to it or by it is lost without a word.
 
-The instant is one rename, `bell` to `retired`: without a bell an agent is not on the roster, and nobody begins a lane to it. What was stored
-for it becomes dead letters with the verdict `dead`, so that its senders' receipts tell; its cursors then grant nothing more. What it
-has sent stays until its recipients have finalised it; a later call, or `fsck --repair`, frees those lanes. Each step may be the last before
-a crash: calling again goes on from there. The name may be used again; its old cursors and lanes stay valid.
+The instant is one rename, `bell` to `retired`: without a bell an agent is not on the roster, and nobody begins a lane to it. What was
+stored for it becomes dead letters with the verdict `dead`, so that its senders' receipts tell; its cursors then grant nothing more. What
+it has sent stays until its recipients have finalised it; a later call, or `fsck --repair`, frees those lanes. Each step may be the last
+before a crash: calling again goes on from there. The name may be used again; its old cursors and lanes stay valid.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-#: A sender that keeps sending may be refused only once the credit it was granted is used up; so long we empty the inbox behind it.
+#: So long the inbox is emptied at most, should somebody fill it faster.
 DRAIN_S: Final = 5.0
+#: Senders with an open lane look at the roster every 50 ms; after so long, none stores by what it saw before.
+SETTLE_S: Final = 0.1
 #: A lane that goes is renamed to this and then removed: no lane has a name with a dot that is not `.control`.
 GONE: Final = "tmp-gone."
 
@@ -91,6 +93,7 @@ def _bury_what_waits(store: Path, agent: str, reason: str) -> int:
     transport = LanesTransport(store, agent, Keyring.from_master(load_master(store), agent))
     try:
         os.rename(f"{base}/bell", f"{base}/retired")
+        time.sleep(SETTLE_S)
         buried, deadline = 0, time.monotonic() + DRAIN_S
         while True:
             transport.scan()

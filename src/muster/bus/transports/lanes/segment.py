@@ -9,9 +9,9 @@ import struct
 import zlib
 from typing import TYPE_CHECKING, Final
 
-from muster.bus.transports.lanes.words import NO_ROOM, VERSION, allocate, barrier
+from muster.bus.transports.lanes.words import NO_ROOM, VERSION, allocate, barrier, check_version
 from muster.core import limits
-from muster.errors import CorruptStoreError, OutboxFullError, StoreFullError, StoreVersionError
+from muster.errors import CorruptStoreError, OutboxFullError, StoreFullError
 from muster.security.permissions import open_private
 
 if TYPE_CHECKING:
@@ -58,10 +58,7 @@ def parse_header(header: bytes) -> tuple[bytes, int, int] | None:
     magic, lane_id, first_seq, size, check, version = _HEADER.unpack_from(header)
     if magic != MAGIC or check != _crc32(header[:40]):
         return None
-    if version != VERSION:
-        raise StoreVersionError(
-            f"a segment has format version {version}; this muster reads version {VERSION}", version=version
-        )
+    check_version(version, "a segment")
     return lane_id, first_seq, size
 
 

@@ -18,7 +18,9 @@ from muster.core import limits
 from muster.errors import MusterError, StoreError, StoreFullError, StoreVersionError
 from muster.security.permissions import open_private
 
-VERSION: Final = 1
+#: What is written, and what can be read. A reader of version 1 would take what a durable store does not promise yet.
+VERSION: Final = 2
+READABLE: Final = (1, 2)
 PAGE: Final = 4096
 #: What the operating system says when a store is full.
 NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.ENOMEM})
@@ -66,6 +68,15 @@ def value_of(stored: int) -> int | None:
     return value if ((((value + 1) * CHECK_FACTOR) & MASK_64) >> 48) == stored & 0xFFFF else None
 
 
+def check_version(version: int, what: str) -> None:
+    """Raises StoreVersionError for a format that this code does not read."""
+    if version not in READABLE:
+        raise StoreVersionError(
+            f"{what} has lane format version {version}; this muster reads versions {READABLE[0]} to {READABLE[-1]}",
+            version=version,
+        )
+
+
 def page_header(magic: bytes, lane_id: bytes) -> bytes:
     head = magic + lane_id
     return head + struct.pack("<II", zlib.crc32(head), VERSION)
@@ -82,10 +93,7 @@ def lane_id_of(header: bytes, magic: bytes) -> bytes | None:
     found, lane_id, check, version = _HEADER.unpack_from(header)
     if found != magic or check != zlib.crc32(header[:24]):
         return None
-    if version != VERSION:
-        raise StoreVersionError(
-            f"the store has lane format version {version}; this muster reads version {VERSION}", version=version
-        )
+    check_version(version, "the store")
     return bytes(lane_id)
 
 
