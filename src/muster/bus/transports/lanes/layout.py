@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -64,6 +65,8 @@ def add_agent(store: Path, agent: str) -> None:
             pass
         except OSError as error:
             raise StoreError(f"no FIFO can be made in {base}: {error.strerror}", path=str(base)) from None
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(base / "retired")  # the name is back
     if settings.durable:
         for directory in (base / "outbox", base / "inbox", base, base.parent):
             sync_path(directory)

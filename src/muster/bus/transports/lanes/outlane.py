@@ -167,9 +167,10 @@ class OutLane:
                 self.ring_if_due(self._visible_seq)  # the first call may have died between its commit and its ring
                 return earlier
         if out.created_ns >= self.look_ns:
-            self.look_ns = out.created_ns + _LOOK_EVERY_NS
+            self._check_recipient()
             if not self._still_there():
                 self._open_anew()  # somebody removed the outbox; what was unread is gone, what comes now is not
+            self.look_ns = out.created_ns + _LOOK_EVERY_NS
         seq = self._writer.settle()
         if seq > self.peer.credit:
             self._refuse_without_credit(seq)
@@ -217,6 +218,11 @@ class OutLane:
             self._page = Page(f"{self._directory}/lane")
         return self._page
 
+    def _check_recipient(self) -> None:
+        """Raises UnknownAgentError if the recipient was retired since the lane was opened."""
+        if not layout.has_agent(self._sender.store, self.recipient):
+            raise UnknownAgentError(f"{self.recipient} is retired", agent=self.recipient)
+
     def _still_there(self) -> bool:
         """Whether the lane's page is still the one that was opened: asked when the lane is drained, and by the safety net."""
         try:
@@ -238,8 +244,7 @@ class OutLane:
         self.reclaim()
         if seq <= peer.credit:
             return
-        if not layout.has_agent(self._sender.store, self.recipient):
-            raise UnknownAgentError(f"{self.recipient} is retired", agent=self.recipient)
+        self._check_recipient()
         policy = overflow.read_policy(self._recipient_directory)
         if self._asked_credit != peer.credit:
             self._asked_credit = peer.credit
