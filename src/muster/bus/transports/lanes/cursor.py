@@ -67,7 +67,7 @@ class Cursor:
         self.taken_before = self.taken
         self.window = max(pool.floor, self.credit - self.acked_base)
         self.lent = pool.lent(self.credit, self.acked_base)
-        #: Numbers above the base that are finalised, none beyond what was taken: we alone write the ring, so it is read once and remembered.
+        #: Numbers above the base that are finalised, none beyond what was taken; we alone write the ring, so it is read once.
         last = min(self.taken, self.acked_base + WINDOW)
         self._later = {seq for seq in range(self.acked_base + 1, last + 1) if self._finalised_in_ring(seq)}
         # A crash may have come between a slot and the base, or between the base and the credit, that follow from it.
