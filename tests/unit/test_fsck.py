@@ -162,6 +162,7 @@ def harms(yard: Yard) -> dict[str, Callable[[], Any]]:
         "an inbox open to others": lambda: yard.inbox.chmod(0o755),
         "the folder of dead letters gone": (yard.inbox / "dead").rmdir,
         "a lock file gone": (yard.inbox.parent / "inbox.lock").unlink,
+        "a name among the senders gone": (yard.inbox.parent / "senders/hub").unlink,
         "the bell gone": (yard.inbox.parent / "bell").unlink,
     }
 
@@ -174,7 +175,7 @@ HARMS = (
     "the lane page cut", "the lane page gone", "the word want", "the cursor's id", "the cursor cut", "the cursor gone",
     "the word taken", "the word acked_base", "the word credit", "a verdict", "a count of attempts", "a spare cursor",
     "a link in the inbox", "a cursor with two names", "a cursor open to others", "a segment open to others", "an inbox open to others",
-    "the folder of dead letters gone", "a lock file gone", "the bell gone",
+    "the folder of dead letters gone", "a lock file gone", "a name among the senders gone", "the bell gone",
 )  # fmt: skip
 
 

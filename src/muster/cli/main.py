@@ -29,6 +29,7 @@ VERBS: dict[str, str] = {
     "ask": "Send a request and print the reply.",
     "dead": "List, show, redrive and drop dead letters.",
     "fsck": "Check a fleet's store, and repair it.",
+    "retire": "Take an agent off the roster, and keep what waits for it.",
     "doctor": "Check this machine, and find what crashed fleets left behind.",
     "version": "Print the version.",
 }

@@ -40,6 +40,10 @@ def _expect_redriven(name: str) -> str:
     return "file" if parse_redrive_name(name) is not None else ""
 
 
+def _expect_sender(name: str) -> str:
+    return "file" if _lane_of(f"{name}{_CURSOR}") is not None else ""
+
+
 def _lane_of(name: str) -> tuple[str, bool] | None:
     if not name.endswith(_CURSOR):
         return None
@@ -72,6 +76,7 @@ class InboxCheck:
             elif _SPARE.fullmatch(name):
                 yield from self._about_spare(name)
         yield from self._about_lanes_without_cursor()
+        yield from self._about_senders()
         yield from self._about_letters()
 
     def _about_cursor(self, name: str, sender: str, control: bool) -> Iterator[Finding]:
@@ -121,6 +126,19 @@ class InboxCheck:
                     f"is missing, though numbers up to {firsts[0] - 1:,} were finalised",
                     remedy=f"make it anew: messages from number {firsts[0]:,} on are delivered again", lock=self.lock,
                     cure=partial(replace_cursor, path, lane_id, firsts[0] - 1),
+                )  # fmt: skip
+
+    def _about_senders(self) -> Iterator[Finding]:
+        """A lane whose name is not among the senders is not looked for when its recipient starts."""
+        folder, place = f"{os.path.dirname(self.inbox)}/senders", f"agents/{self.agent}/senders"
+        yield from check_folder(folder, place, _expect_sender, None)
+        for sender, control in self.incoming if os.path.isdir(folder) else ():
+            name = layout.lane_name(sender, control=control)
+            page = f"{layout.agent_dir(self.store, sender)}/outbox/{layout.lane_name(self.agent, control=control)}/lane"
+            if os.path.lexists(page) and not os.path.lexists(f"{folder}/{name}"):
+                yield Finding(
+                    DAMAGE, f"{place}/{name}", "is missing, so its lane would not be found at a start", remedy="make it",
+                    cure=partial(layout.mark_sender, self.store, self.agent, name),
                 )  # fmt: skip
 
     def _about_letters(self) -> Iterator[Finding]:
