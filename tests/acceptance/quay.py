@@ -1,4 +1,4 @@
-"""A store that is down, with three agents and a command line to look at it."""
+"""A store as programs that join make it, without a coordinator, with three agents and a command line to look at it."""
 
 from __future__ import annotations
 
@@ -24,8 +24,6 @@ class Desk:
     def __init__(self, world: World) -> None:
         self.world = world
         self.store = create_store(world.root / "quay")
-        (self.store / "spec.json").write_text('{"name": "quay"}')
-        (self.store / "spec.json").chmod(0o600)
         for agent in ("desk", "shelf", "boat"):
             add_agent(self.store, agent)
 

@@ -117,3 +117,11 @@ def test_ls_tells_depth_age_and_dead_letters(desk: Desk) -> None:
     assert human[0].split() == ["AGENT", "STATE", "WAITING", "OLDEST", "DEAD"]
     assert desk.dead("redrive", "--all")[0] == 0
     assert (listed(desk)["inbox_depth"], listed(desk)["dead"]) == (3, 0)
+
+
+def test_programs_that_joined_are_spoken_to_from_the_command_line(desk: Desk) -> None:
+    assert desk.world.muster("send", "desk", "from a shell", "--fleet", "quay").returncode == 0
+    assert desk.world.muster("recv", "--as", "desk", "--fleet", "quay").stdout == "operator: from a shell\n"
+    assert desk.world.muster("status", "--fleet", "quay").stdout.startswith("quay is down")
+    down = desk.world.muster("down", "--fleet", "quay")
+    assert (down.returncode, down.stderr) == (1, "muster: the fleet 'quay' is not up\n")

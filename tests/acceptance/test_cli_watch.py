@@ -95,8 +95,7 @@ def test_a_mistake_is_one_sentence(world: World, words: tuple[str, ...], status:
 
 
 def test_a_fleet_that_never_had_a_coordinator_says_so(world: World) -> None:
-    store = create_store(world.root / "joined")
-    (store / "spec.json").write_text('{"name": "joined"}')
+    create_store(world.root / "joined")
     done = world.muster("watch", "--fleet", "joined")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert "nothing to watch" in done.stderr

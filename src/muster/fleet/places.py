@@ -207,6 +207,8 @@ def find(name: str, flag: str | None = None) -> Fleet:
             check_private(root)
             check_private(store)
             spec = load_spec(store)
+            if spec is None and (store / "keys" / "master").exists():
+                spec = {}  # programs that joined made it: a bus without a coordinator
             if spec is not None:
                 return Fleet(name, store, spec, spawner_pid(store))
     raise FleetNotRunningError(f"there is no fleet {name!r} here; `muster ps` lists those that run", fleet=name)
