@@ -129,7 +129,7 @@ class Inbox:
             inbound = self._take_ready(lookout.ready)
             if inbound is not None:
                 return inbound
-        return self._take_redriven(control_only=control_only) if self._redriven.is_ready else None
+        return self._take_redriven(control_only=control_only) if self._redriven.waiting else None
 
     def _take_redriven(self, *, control_only: bool) -> Inbound | None:
         """Dead letters that came back, behind everything else."""
@@ -337,7 +337,9 @@ class Inbox:
     @property
     def is_ready(self) -> bool:
         """Whether `take` may find something without another ring of the bell."""
-        return bool(self.lookout.ready or self.lookout.ready_control or self._redriven.is_ready)
+        return bool(
+            self.lookout.ready or self.lookout.ready_control or (self._redriven.waiting and self._redriven.is_ready)
+        )
 
     @property
     def holds_back(self) -> bool:

@@ -83,7 +83,7 @@ class RedriveSource:
         self._inbox = f"{agent_dir}/inbox"
         self._folder = folder_of(self._inbox)
         self._attempts_max = attempts_max
-        self._waiting: dict[str, int] = {}  # letter's name -> attempts, as its file's name says
+        self.waiting: dict[str, int] = {}  # letter's name -> attempts, as its file's name says
         self._in_hand: dict[str, int] = {}
         self._suspect = ""
         #: Whose normal messages are given; None: everybody's.
@@ -95,7 +95,7 @@ class RedriveSource:
         for name in waiting_in(self._inbox):
             letter, attempts = parse_redrive_name(name) or ("", 0)
             if letter not in self._in_hand:
-                self._waiting[letter] = attempts
+                self.waiting[letter] = attempts
         return self.is_ready
 
     @property
@@ -106,23 +106,23 @@ class RedriveSource:
     @property
     def holds_back(self) -> bool:
         """Whether more waits than `take` gives now: it comes once a suspect is finalised."""
-        return bool(self._suspect and self._waiting)
+        return bool(self._suspect and self.waiting)
 
     def __len__(self) -> int:
         """How many are here and not finalised."""
-        return len(self._waiting) + len(self._in_hand)
+        return len(self.waiting) + len(self._in_hand)
 
     def take(self, *, control: bool) -> Inbound | None:
         """The next message of a class; its attempt is counted before it is returned."""
         while (letter := self._next(control=control)) is not None:
-            inbound = self._begin(letter, self._waiting.pop(letter))
+            inbound = self._begin(letter, self.waiting.pop(letter))
             if inbound is not None:
                 return inbound
         return None
 
     def _next(self, *, control: bool) -> str | None:
         """What was in flight when a process died may be what killed it: such letters go out one at a time until each is finalised."""
-        for letter, begun in self._waiting.items():
+        for letter, begun in self.waiting.items():
             sender, is_control = _sender_of(letter)
             heard = control or self.listening is None or sender in self.listening
             if is_control == control and heard and not (begun and self._suspect):
