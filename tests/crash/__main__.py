@@ -51,7 +51,7 @@ class Run:
             self.points += 1
             if verdict.bare:
                 self.seen[name, label][1].add(fault.mode)
-            self.tell(verdict, *(bare_complaints(verdict, fault, label, self.frozen, name) if not self.update else ()))
+            self.tell(verdict, *bare_complaints(verdict, fault, label, self.seen if self.update else self.frozen, name))
         if on.scenario.is_deep:
             for at in range(1, len(on.calls) + 1):
                 for verdict in on.strike_twice(at):
@@ -64,6 +64,8 @@ class Run:
         self.instructions += steps.instructions
         self.states += steps.states
         print(f"{on.scenario.name}: {steps.instructions:,} instructions, {steps.states} states", flush=True)
+        if steps.states < 3:
+            self.tell(Verdict(on.scenario.name, ("ended: it does not reach the stores it is about",)))
         for verdict in verdicts:
             self.tell(verdict)
 

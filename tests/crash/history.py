@@ -31,6 +31,7 @@ class _Book:
     ids: dict[str, int] = field(default_factory=dict)
     finishing: dict[int, set[str]] = field(default_factory=dict)
     finished: dict[int, str] = field(default_factory=dict)
+    redriven: set[int] = field(default_factory=set)
     is_healing: bool = False
 
     def complain(self, text: str) -> None:
@@ -45,6 +46,11 @@ class _Book:
         if before["seq"] != note["seq"]:
             self.complain(f"whole: {n} was stored twice, as {before['seq']} and as {note['seq']}")
         self._same_id(n, note["id"])
+
+    def on_redriving(self, note: Note) -> None:
+        """From here on it may be a dead letter, or be delivered once more."""
+        self.redriven.add(note["n"])
+        self.finished.pop(note["n"], None)
 
     def on_healing(self, _note: Note) -> None:
         self.is_healing = True
@@ -74,7 +80,7 @@ class _Book:
         if first is not None:
             if (first["lane"], first["seq"]) != place:
                 self.complain(f"whole: there are two copies of {n}: numbers {first['seq']} and {note['seq']}")
-            if note["attempt"] < 2:
+            if note["attempt"] < 2 and n not in self.redriven:
                 self.complain(f"order: {n} is delivered again and does not say so")
             return
         behind = [other for other, seen in self.taken.items() if seen["lane"] == place[0] and seen["seq"] > place[1]]
@@ -98,10 +104,12 @@ class _Book:
         if len(letters) != len(note["letters"]):
             self.complain("once: two dead letters of one message")
         for n, letter in letters.items():
+            if n not in self.tried:
+                self.complain("whole: there is a dead letter of no message")
             if not letter["reason"]:
                 self.complain(f"kept: the dead letter of {n} has no reason")
-        for n in self.sent:
-            if n not in self.taken:
+        for n, receipt in self.sent.items():
+            if n not in self.taken and n not in letters and not _is_evicted(receipt["seq"], note):
                 self.complain(f"kept: {n} was accepted and is lost")
         for n in self.taken:
             self._judge(n, letters, note)
@@ -115,7 +123,10 @@ class _Book:
     def _judge(self, n: int, letters: dict[int, Note], settled: Note) -> None:
         """Acked, or dead with a letter: one of the two, by the notes as well as by the store."""
         lane, seq = self.taken[n]["lane"], self.taken[n]["seq"]
-        verdict = settled["verdicts"].get(str(seq)) if lane == settled["lane"] else None
+        is_known = (
+            lane == settled["lane"] and n not in self.redriven
+        )  # the lane says `dead` of what was redriven, whatever came of it
+        verdict = settled["verdicts"].get(str(seq)) if is_known else None
         ways = self.finishing.get(n, set())
         if n in letters and (self.finished.get(n) == "ack" or verdict == "acked"):
             self.complain(f"once: {n} is acked, and is a dead letter as well")
@@ -127,6 +138,11 @@ class _Book:
             self.complain(f"kept: {n} is dead without a letter")
         if verdict not in (None, "acked", "dead", "finalised"):
             self.complain(f"once: {n} is finished and counts as {verdict}")
+
+
+def _is_evicted(seq: int, settled: Note) -> bool:
+    """Given up for newer messages, as its recipient wished: the verdict says so, and a tombstone stands for it."""
+    return settled["verdicts"].get(str(seq)) == "evicted" and seq in settled["tombstones"]
 
 
 def judge(notes: list[Note]) -> list[str]:

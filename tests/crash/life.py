@@ -52,13 +52,15 @@ class Life:
         keyring = Keyring.from_master(load_master(self.store), agent)
         return Bus(LanesTransport(self.store, agent, keyring, consume=consume, send=send))
 
-    def send(self, bus: Bus, n: int, *, filling: str = "", **envelope: Any) -> None:
-        """Send message `n` to bob."""
+    def send(self, bus: Bus, n: int, *, filling: str = "", **envelope: Any) -> bool:
+        """Send message `n` to bob. Whether it was accepted."""
         self.note("try", n=n, explicit="message_id" in envelope)
         with self.trying("send", n):
             receipt = bus.post("bob", [n, filling, n], **envelope)
             self.last_seq = max(self.last_seq, receipt.seq)
             self.note("sent", n=n, seq=receipt.seq, id=receipt.id)
+            return True
+        return False
 
     def take(self, bus: Bus) -> Delivery | None:
         """Take one message, if there is one."""

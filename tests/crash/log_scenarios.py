@@ -28,13 +28,17 @@ def log_of(life: Life) -> Iterator[AppendLog]:
         log.close()
 
 
+def encode_record(n: int, filling: str = "") -> bytes:
+    return json.dumps([n, filling, n]).encode()
+
+
 def append(life: Life, log: AppendLog, *numbers: int, filling: str = "") -> None:
     """Append records in one call; those before one that failed stand, as `last_seq` tells."""
     before = log.last_seq
     for n in numbers:
         life.note("try", n=n)
     with life.trying("append", numbers[0]):
-        log.append([json.dumps([n, filling, n]).encode() for n in numbers])
+        log.append([encode_record(n, filling) for n in numbers])
     for n in numbers[: log.last_seq - before]:
         life.note("sent", n=n)
 

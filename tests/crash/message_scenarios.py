@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import shutil
@@ -11,10 +12,12 @@ from pathlib import Path
 import msgspec
 
 from muster.bus.bus import Bus
-from muster.bus.store import add_agent, create_store
+from muster.bus.store import add_agent, create_store, read_settings
 from muster.bus.transports.lanes.deadletters import list_letters
 from muster.bus.transports.lanes.segment import list_segments
+from muster.bus.transports.lanes.tombstones import list_tombstones
 from muster.core import limits
+from muster.core.settings import DEFAULTS, BusSettings
 
 from .copies import files_of
 from .history import judge
@@ -24,21 +27,23 @@ from .scenario import Scenario
 #: The message with an explicit id, and from here on those by which a mending life shows that the bus works.
 JOB, PROBES = 50, 1000
 LANE = "agents/alice/outbox/bob"
+#: Of a store whose messages survive a power cut.
+DURABLE = BusSettings(durable=True)
 
 
-def found(life: Life) -> None:
+def found(life: Life, settings: BusSettings | None = None) -> None:
     """A store on which both agents have been once."""
-    create_store(life.store)
+    create_store(life.store, settings)
     for agent in ("alice", "bob"):
         add_agent(life.store, agent)
         life.join(agent).transport.close()
 
 
-def with_messages(count: int, *, filling: str = "", acked: int = 0) -> Act:
+def with_messages(count: int, *, filling: str = "", acked: int = 0, settings: BusSettings | None = None) -> Act:
     """A store on which alice sent messages 1 to `count`, of which bob acked the first ones."""
 
     def prepare(life: Life) -> None:
-        found(life)
+        found(life, settings)
         alice = life.join("alice")
         for n in range(1, count + 1):
             life.send(alice, n, filling=filling)
@@ -53,16 +58,23 @@ def with_messages(count: int, *, filling: str = "", acked: int = 0) -> Act:
 # ---------------------------------------------------------------------- mending
 
 
-def mend(life: Life, *, jobs: bool = False) -> None:
-    """Both agents come back. What is there is drained, one more message makes its way, and then nothing is left to do."""
+def mend(life: Life, *, jobs: bool = False, meets_recipient: bool = False) -> None:
+    """Both agents come back. What is there is drained, one more message makes its way, and then nothing is left to do.
+
+    `meets_recipient`: bob has read all there is before alice comes, and has the files of her predecessor open.
+    """
     life.mark()
     probe = PROBES + os.getpid()
+    if meets_recipient:
+        bob = life.join("bob")
+        life.drain(bob)
     alice = life.join("alice")
     if jobs:
         life.send(alice, JOB, message_id="job")
     alice.transport.resume()
     alice.transport.ring_again()
-    bob = life.join("bob")
+    if not meets_recipient:
+        bob = life.join("bob")
     life.drain(bob)
     life.send(alice, probe)
     life.drain(bob)
@@ -87,6 +99,7 @@ def settle(life: Life, alice: Bus, bob: Bus, again: int) -> None:
         "settled",
         lane=(lane / "lane").read_bytes()[8:24].hex(),
         verdicts={seq: alice.transport.state("bob", control=False, seq=seq) for seq in range(1, life.last_seq + 1)},
+        tombstones=[stone.seq for stone in list_tombstones(f"{life.store}/agents/bob/inbox")],
         letters=[_letter(letter) for letter in list_letters(f"{life.store}/agents/bob/inbox")],
         unread=bob.depth(),
         again=again,
@@ -97,7 +110,10 @@ def settle(life: Life, alice: Bus, bob: Bus, again: int) -> None:
 
 def _letter(letter: dict[str, object]) -> dict[str, object]:
     body = Path(str(letter["path"])).read_bytes().partition(b"\n")[2]
-    return {"n": msgspec.msgpack.decode(body)[0], "reason": letter["reason"]}
+    n = 0  # of no message
+    with contextlib.suppress(msgspec.DecodeError):
+        n = msgspec.msgpack.decode(body)[0]
+    return {"n": n, "reason": letter["reason"]}
 
 
 def left_over(store: Path) -> dict[str, list[str]]:
@@ -248,35 +264,56 @@ def nothing(life: Life) -> None:
     """No store at all."""
 
 
-def create(life: Life) -> None:
+def create(life: Life, settings: BusSettings) -> None:
     life.mark()
     with life.trying("create"):
-        create_store(life.store)
+        create_store(life.store, settings)
         for agent in ("alice", "bob"):
             add_agent(life.store, agent)
     life.mark()
 
 
-def create_again(life: Life) -> None:
+def create_again(life: Life, settings: BusSettings) -> None:
+    """Whoever made it half makes it again; it is then what was asked for."""
     life.mark()
-    create_store(life.store)
+    create_store(life.store, settings)
     for agent in ("alice", "bob"):
         add_agent(life.store, agent)
     life.mark()
+    if read_settings(life.store).render() != settings.render():
+        raise AssertionError("the store has other settings than it was made with")
     mend(life)
 
 
+mend_sender = partial(mend, meets_recipient=True)
+
 MESSAGE_SCENARIOS = (
-    Scenario("first send", found, first_send, mend, judge, is_brief=True, is_deep=True),
-    Scenario("roll", found, roll, mend, judge, is_brief=True, is_deep=True),
-    Scenario("reclaim", with_messages(60, filling=FILLING, acked=60), reclaim, mend, judge),
-    Scenario("explicit id", found, explicit_id, partial(mend, jobs=True), judge),
-    Scenario("outbox wiped", wipe, send_once_more, mend, judge),
-    Scenario("segments lost", lose_segments, send_once_more, mend, judge),
+    Scenario("first send", found, first_send, mend_sender, judge, is_brief=True, is_deep=True),
+    Scenario("roll", found, roll, mend_sender, judge, is_brief=True, is_deep=True),
+    Scenario("reclaim", with_messages(60, filling=FILLING, acked=60), reclaim, mend_sender, judge),
+    Scenario("explicit id", found, explicit_id, partial(mend_sender, jobs=True), judge),
+    Scenario("outbox wiped", wipe, send_once_more, mend_sender, judge),
+    Scenario("segments lost", lose_segments, send_once_more, mend_sender, judge),
     Scenario("first receive", with_messages(3), first_receive, mend, judge, is_brief=True, is_deep=True),
     Scenario("take and ack", with_messages(3), take_and_ack, mend, judge),
-    Scenario("nack to dead", with_messages(2), nack_to_dead, mend, judge, is_brief=True),
+    Scenario("nack to dead", with_messages(2), nack_to_dead, mend, judge, is_brief=True, is_deep=True),
     Scenario("dead letter", with_messages(2), dead_letter, mend, judge),
     Scenario("round trip", found, round_trip, mend, judge),
-    Scenario("create store", nothing, create, create_again, judge),
+    Scenario("durable first send", partial(found, settings=DURABLE), first_send, mend_sender, judge),
+    Scenario("durable roll", partial(found, settings=DURABLE), roll, mend_sender, judge),
+    Scenario("durable first receive", with_messages(3, settings=DURABLE), first_receive, mend, judge),
+    Scenario(
+        "durable reclaim", with_messages(60, filling=FILLING, acked=60, settings=DURABLE), reclaim, mend_sender, judge
+    ),
+    Scenario("durable dead letter", with_messages(2, settings=DURABLE), dead_letter, mend, judge),
+    Scenario(
+        "create store", nothing, partial(create, settings=DEFAULTS), partial(create_again, settings=DEFAULTS), judge
+    ),
+    Scenario(
+        "create durable store",
+        nothing,
+        partial(create, settings=DURABLE),
+        partial(create_again, settings=DURABLE),
+        judge,
+    ),
 )

@@ -15,6 +15,7 @@ from .calls import AFTER, BEFORE, Call
 from .copies import copy_store
 from .faults import Fault, Outcome, live, live_with
 from .history import untyped
+from .leaving_scenarios import LEAVING_SCENARIOS
 from .life import Act, read_notes
 from .log_scenarios import LOG_SCENARIOS
 from .message_scenarios import MESSAGE_SCENARIOS
@@ -22,7 +23,7 @@ from .scenario import Scenario
 from .stepped_scenarios import STEPPED_SCENARIOS
 from .stepping import Steps, step_through
 
-SCENARIOS = (*MESSAGE_SCENARIOS, *LOG_SCENARIOS)
+SCENARIOS = (*MESSAGE_SCENARIOS, *LEAVING_SCENARIOS, *LOG_SCENARIOS)
 ALL_SCENARIOS = (*SCENARIOS, *STEPPED_SCENARIOS)
 POINTS = Path(__file__).with_name("points.txt")
 _HEALING = b'{"what": "healing"}\n'
@@ -182,10 +183,10 @@ def listed(stage: Stage) -> dict[str, list[str]]:
 
 
 def bare_complaints(verdict: Verdict, fault: Fault, label: str, frozen: Frozen, name: str) -> list[str]:
-    """Complaints about errors that are none of muster's: only OSError, and only where the list says so."""
+    """Complaints about errors that are none of muster's: never out of a send, else only OSError, and only where the list says so."""
     _, known = frozen.get((name, label), ([], set()))
     return [
         f"{verdict.point}\n    typed: {error} came out of {doing}"
         for doing, error in sorted(verdict.bare)
-        if error != "OSError" or fault.mode not in known
+        if doing == "send" or error != "OSError" or fault.mode not in known
     ]

@@ -25,8 +25,8 @@ _TRACESYSGOOD, _EXITKILL = 1, 1 << 20
 RAX, RDX, ORIG_RAX, RIP = 10 * 8, 12 * 8, 15 * 8, 16 * 8
 _SYSCALL_STOP = signal.SIGTRAP | 0x80
 _ENTRY = struct.Struct("<B3xIQQQ6Q")  # op, arch, ip, sp, nr, args
-#: A child that neither ends nor calls for so long is killed, and reported as killed by SIGALRM.
-CHILD_S = 30
+#: A child that lives longer is killed, and reported as killed by SIGALRM: nothing here waits for ever.
+CHILD_S, STEPPED_CHILD_S = 30, 900
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _ptrace = _libc.ptrace
@@ -50,22 +50,22 @@ def _request(request: int, pid: int, address: int = 0, data: int = 0) -> int:
     return answer
 
 
-def spawn(body: Callable[[], object], *, traced: bool) -> int:
+def spawn(body: Callable[[], object], *, traced: bool, child_s: int = CHILD_S) -> int:
     """Fork a child that runs `body` and ends with status 0, or shows what was raised and ends with 70; its pid."""
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
     if pid == 0:
-        _child(body, traced=traced)
+        _child(body, traced, child_s)
     return pid
 
 
-def _child(body: Callable[[], object], *, traced: bool) -> NoReturn:
+def _child(body: Callable[[], object], traced: bool, child_s: int) -> NoReturn:
     status = 70
     try:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(CHILD_S)
+        signal.alarm(child_s)
         if traced:
             _request(_TRACEME, 0)
             os.kill(os.getpid(), signal.SIGSTOP)
@@ -81,8 +81,8 @@ def _child(body: Callable[[], object], *, traced: bool) -> NoReturn:
 class Tracee:
     """A forked child that runs `body` under the caller's eyes; it starts stopped."""
 
-    def __init__(self, body: Callable[[], object]) -> None:
-        self.pid = spawn(body, traced=True)
+    def __init__(self, body: Callable[[], object], *, child_s: int = CHILD_S) -> None:
+        self.pid = spawn(body, traced=True, child_s=child_s)
         #: How it ended, as `os.waitstatus_to_exitcode` says it; None while it lives.
         self.ended: int | None = None
         self._deliver = 0

@@ -8,10 +8,15 @@ from functools import partial
 
 from muster.bus.bus import Bus
 from muster.bus.envelope import outgoing
+from muster.core.ids import show_id
 
-from .history import judge
+from .history import judge, judge_records
+from .leaving_scenarios import evict_once, with_evicting_inbox
 from .life import FILLING, Life
-from .message_scenarios import found, mend, with_messages
+from .log_scenarios import append as append_records
+from .log_scenarios import encode_record, log_of, with_records
+from .log_scenarios import mend as mend_log
+from .message_scenarios import found, mend, mend_sender, with_messages
 from .scenario import Scenario
 
 
@@ -32,13 +37,7 @@ def commit(life: Life, *, before: int, filling: str = "") -> None:
     mark()
     seq = put("bob", out)
     mark()
-    life.note("sent", n=n, seq=seq, id=_shown(out.message_id))
-
-
-def _shown(raw_id: bytes) -> str:
-    from muster.core.ids import show_id
-
-    return show_id(raw_id)
+    life.note("sent", n=n, seq=seq, id=show_id(out.message_id))
 
 
 def take(life: Life) -> None:
@@ -67,9 +66,23 @@ def ack(life: Life) -> None:
     life.note("finished", n=n, how="ack", parked=False)
 
 
+def append(life: Life) -> None:
+    with log_of(life) as log:
+        append_records(life, log, 3)
+        record, mark = encode_record(4), os.getppid
+        gc.disable()
+        life.note("try", n=4)
+        mark()
+        log.append([record])
+        mark()
+        life.note("sent", n=4)
+
+
 STEPPED_SCENARIOS = (
-    Scenario("commit", found, partial(commit, before=3), mend, judge, is_brief=True),
-    Scenario("commit with a roll", found, partial(commit, before=7, filling=FILLING), mend, judge),
-    Scenario("take", with_messages(5), take, mend, judge, is_brief=True),
-    Scenario("ack", with_messages(5), ack, mend, judge, is_brief=True),
+    Scenario("commit, stepped", found, partial(commit, before=3), mend_sender, judge, is_brief=True),
+    Scenario("roll, stepped", found, partial(commit, before=7, filling=FILLING), mend_sender, judge),
+    Scenario("log append, stepped", with_records(2), append, mend_log, judge_records),
+    Scenario("evict, stepped", with_evicting_inbox, evict_once, mend, judge),
+    Scenario("take, stepped", with_messages(5), take, mend, judge, is_brief=True),
+    Scenario("ack, stepped", with_messages(5), ack, mend, judge, is_brief=True),
 )

@@ -19,7 +19,7 @@ from .calls import MARK
 from .copies import digest_of
 from .faults import body_of
 from .life import Act
-from .ptrace import RAX, RIP, Tracee
+from .ptrace import RAX, RIP, STEPPED_CHILD_S, Tracee
 
 _SYSCALL = b"\x0f\x05"
 
@@ -102,7 +102,7 @@ def step_through(act: Act, store: Path, notes: Path, on_state: Callable[[int], N
             on_state(steps.instructions)
 
     with _on_one_processor():
-        tracee = Tracee(partial(body_of, act, store, notes))
+        tracee = Tracee(partial(body_of, act, store, notes), child_s=STEPPED_CHILD_S)
         watch = _Watch(store, tracee.pid)
         try:
             while (entry := tracee.next_call()) is not None and entry.number != MARK:

@@ -91,7 +91,7 @@ def finished(n: int, how: str = "ack") -> list[Note]:
 
 
 def settled(**more: object) -> Note:
-    nothing = dict.fromkeys(("letters", "unread", "again", "temporary", "hollow", "segments_more"), ())
+    nothing = dict.fromkeys(("letters", "tombstones", "unread", "again", "temporary", "hollow", "segments_more"), ())
     return {"what": "settled", "lane": "L", "verdicts": {}, **nothing, **more}
 
 
@@ -121,6 +121,10 @@ LETTER = {"n": 1, "reason": "no use"}
         ([*sent(1, 1), *sent(2, 2), taken(2, 2), taken(1, 1), *finished(1), *finished(2), settled()], "order: 1 comes behind"),
         ([*sent(1, 1), *sent(2, 1), taken(1, 1), *finished(1), taken(2, 1), *finished(2), settled()], "unique: messages 1 and 2"),
         ([*sent(1, 1), *sent(2, 2, id="id1"), settled()], "unique: messages 1 and 2 have one id"),
+        ([*sent(1, 1), settled(verdicts={"1": "evicted"}, tombstones=[1])], None),
+        ([*sent(1, 1), settled(verdicts={"1": "evicted"})], "kept: 1 was accepted and is lost"),
+        ([*sent(1, 1), settled(letters=[LETTER])], None),
+        ([*GOOD, {"what": "redriving", "n": 1}, taken(1, 1), *finished(1), settled(verdicts={"1": "dead"})], None),
         ([*GOOD, settled(temporary=["inbox/tmp-1"])], "healed: temporary"),
         ([*GOOD, settled(unread=1)], "healed: unread"),
         ([*GOOD, {"what": "healing"}, {"what": "raised", "error": "OSError", "doing": "take"}, settled()], "healed: OSError"),

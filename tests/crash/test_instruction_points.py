@@ -80,7 +80,9 @@ def test_a_commit_in_two_stores_is_found_out() -> None:
         if count:
             life.note("taken", n=n, seq=1, lane="", id=str(n), attempt=1, whole=True)
             life.note("finishing", n=n, how="ack")
-        nothing = dict.fromkeys(("letters", "unread", "again", "temporary", "hollow", "segments_more"), ())
+        nothing = dict.fromkeys(
+            ("letters", "tombstones", "unread", "again", "temporary", "hollow", "segments_more"), ()
+        )
         life.note("settled", lane="", verdicts={}, **nothing)
 
     with stage(Scenario("toy", prepare, act, mend, judge)) as on:
