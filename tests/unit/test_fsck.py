@@ -5,6 +5,7 @@ Five recipients have sixty messages each from one sender, ten of them finalised.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -20,7 +21,6 @@ from muster.bus.transports.lanes.fsck.findings import LOSS, NOTICE, Finding
 from muster.bus.transports.lanes.fsck.store import check_store
 from muster.bus.transports.lanes.segment import list_segments, segment_name
 from muster.bus.transports.lanes.transport import LanesTransport
-from muster.errors import MusterError
 from muster.security.keys import Keyring, load_master
 
 RECIPIENTS = ("anna", "bert", "cleo", "dora", "emil")
@@ -146,6 +146,9 @@ def harms(yard: Yard) -> dict[str, Callable[[], Any]]:
         "the lane page cut": lambda: os.truncate(page, 100),
         "the lane page gone": page.unlink,
         "the word want": lambda: flip(page, 56),
+        "the lane page's version": lambda: overwrite(page, 28, b"\x63\x62\x61\x60"),
+        "the cursor's version": lambda: overwrite(yard.cursor, 28, b"\x63\x62\x61\x60"),
+        "a segment's version": lambda: overwrite(segment, 44, b"\x63\x62\x61\x60"),
         "the cursor's id": lambda: flip(yard.cursor, 10),
         "the cursor cut": lambda: os.truncate(yard.cursor, 1000),
         "the cursor gone": yard.cursor.unlink,
@@ -172,7 +175,8 @@ HARMS = (
     "a body of the last segment", "the word behind the last frame", "a seal", "a seal zeroed", "a segment's magic",
     "a segment's lane id", "the last segment's header", "a segment cut in a frame", "a segment cut to nothing", "the last segment cut",
     "a segment gone", "the first segment gone", "the last segment gone", "all segments gone", "the lane page's id",
-    "the lane page cut", "the lane page gone", "the word want", "the cursor's id", "the cursor cut", "the cursor gone",
+    "the lane page cut", "the lane page gone", "the word want", "the cursor's id", 
+    "the cursor's version", "the lane page's version", "a segment's version", "the cursor cut", "the cursor gone",
     "the word taken", "the word acked_base", "the word credit", "a verdict", "a count of attempts", "a spare cursor",
     "a link in the inbox", "a cursor with two names", "a cursor open to others", "a segment open to others", "an inbox open to others",
     "the folder of dead letters gone", "a lock file gone", "a name among the senders gone", "the bell gone",
@@ -308,14 +312,75 @@ def test_damaged_facts_of_a_dead_letter_are_replaced_and_its_bytes_are_kept(yard
     assert wrong(check_store(yard.store)) == []
 
 
-def test_a_store_of_a_newer_format_is_refused_and_not_changed(yard: Yard) -> None:
-    import struct
-    import zlib
-
-    page = yard.lane / "lane"
-    head = page.read_bytes()[:24]
-    overwrite(page, 24, struct.pack("<II", zlib.crc32(head), 99))
+def test_what_is_of_a_younger_format_is_told_and_not_changed(yard: Yard) -> None:
+    for path in (yard.lane / "lane", yard.cursor):
+        overwrite(path, 28, b"\x63")
     before = snapshot(yard.store)
-    with pytest.raises(MusterError, match="version 99"):
-        check_store(yard.store, repair=True)
+    found = check_store(yard.store, repair=True)
+    assert [finding.text for finding in found if "version 99" not in finding.text] == []
+    assert len(found) == 2
     assert snapshot(yard.store) == before
+
+
+class Died(Exception):
+    """The process ended here."""
+
+
+@pytest.mark.parametrize(
+    "harm",
+    ["a frame wiped", "a body", "a segment gone", "the last segment cut", "the last commit word", "the cursor cut"],
+)
+def test_a_repair_that_is_killed_at_any_step_is_finished_by_the_next(
+    tmp_path_factory: pytest.TempPathFactory, yard: Yard, harm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harms(yard)[harm]()
+    told = told_lost(check_store(yard.store))
+    for step in range(100):
+        copy = Yard(tmp_path_factory.mktemp("copy") / "fleet")
+        copy_store(yard.store, copy.store)
+        with monkeypatch.context() as patch:
+            died = die_at(step, patch, copy.store)
+            with contextlib.suppress(Died):
+                check_store(copy.store, repair=True)
+        if not died():
+            break
+        assert told_lost(check_store(copy.store, repair=True)) <= told, step
+        assert wrong(check_store(copy.store)) == [], step
+        received = set(copy.drained(HARMED))
+        assert set(range(FINALISED + 1, STORED + 1)) - received <= told, step
+        copy.close()
+    assert step > 0, "the repair did not change anything"
+
+
+def copy_store(source: Path, target: Path) -> None:
+    """Files, folders and FIFOs."""
+    target.mkdir(mode=0o700)
+    for path in sorted(source.rglob("*")):
+        to = target / path.relative_to(source)
+        if path.is_dir():
+            to.mkdir(mode=0o700)
+        elif path.is_fifo():
+            os.mkfifo(to, 0o600)
+        else:
+            to.write_bytes(path.read_bytes())
+            to.chmod(0o600)
+
+
+def die_at(step: int, patch: pytest.MonkeyPatch, store: Path) -> Callable[[], bool]:
+    """Let the process end at the change number `step` that it makes to a file; whether it came so far."""
+    made = 0
+
+    def dying(call: Callable[..., Any]) -> Callable[..., Any]:
+        def changed(*args: Any, **more: Any) -> Any:
+            nonlocal made
+            if made >= step:
+                made = step + 1
+                raise Died(f"before change {step} in {store}")
+            made += 1
+            return call(*args, **more)
+
+        return changed
+
+    for name in ("rename", "unlink", "link", "truncate", "pwrite", "write", "posix_fallocate", "chmod"):
+        patch.setattr(os, name, dying(getattr(os, name)))
+    return lambda: made > step

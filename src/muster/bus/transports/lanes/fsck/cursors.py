@@ -9,8 +9,9 @@ from typing import Final
 
 from muster.bus.transports.lanes import cursor as cursors
 from muster.bus.transports.lanes.fsck.findings import DAMAGE, NOTICE, Finding
-from muster.bus.transports.lanes.words import PAGE, lane_id_of, page_header, value_of, word
-from muster.errors import MusterError
+from muster.bus.transports.lanes.fsck.headers import page_id
+from muster.bus.transports.lanes.words import PAGE, page_header, value_of, word
+from muster.errors import MusterError, StoreVersionError
 from muster.security.permissions import open_private, write_private
 
 WINDOW: Final = cursors.WINDOW
@@ -25,6 +26,7 @@ class CursorFacts:
         self.taken = self.base = self.credit = 0
         self.acked: dict[int, int] = {}
         self.bad_words: list[int] = []  # indexes of words whose check does not hold
+        self.younger = ""  # of a format that this muster does not read; why
         self.is_usable = True  # not a link, nor somebody else's, nor open to others: the check of files says so
         try:
             data = _read(path)
@@ -37,7 +39,10 @@ class CursorFacts:
         self.exists = True
         if len(data) != PAGE:
             return
-        self.lane_id = lane_id_of(data[:32], cursors.MAGIC)
+        try:
+            self.lane_id = page_id(data, cursors.MAGIC)
+        except StoreVersionError as error:
+            self.is_usable, self.younger = False, error.message
         if self.lane_id is not None:
             self._read_words([int.from_bytes(data[at : at + 8], "little") for at in range(0, PAGE, 8)])
 

@@ -14,11 +14,12 @@ from muster.bus.transports.lanes.deadletters import encode_letter, letters_in, p
 from muster.bus.transports.lanes.fsck.cursors import CursorFacts, check_cursor, orphan, replace_cursor
 from muster.bus.transports.lanes.fsck.files import check_folder
 from muster.bus.transports.lanes.fsck.findings import DAMAGE, NOTICE, Finding
+from muster.bus.transports.lanes.fsck.headers import page_id
 from muster.bus.transports.lanes.outlane import MAGIC
 from muster.bus.transports.lanes.redrive import parse_redrive_name
 from muster.bus.transports.lanes.segment import list_segments
-from muster.bus.transports.lanes.words import PAGE, lane_id_of
-from muster.errors import InvalidNameError, MusterError
+from muster.bus.transports.lanes.words import PAGE
+from muster.errors import InvalidNameError, MusterError, StoreVersionError
 from muster.security.permissions import open_private, write_private
 
 _SPARE = re.compile(r"spare-[0-9]+", re.ASCII)
@@ -84,6 +85,8 @@ class InboxCheck:
         lane = f"{layout.agent_dir(self.store, sender)}/outbox/{layout.lane_name(self.agent, control=control)}"
         facts = CursorFacts(path)
         lane_id, first = _lane_id(lane), (list_segments(lane) or [1])[0]
+        if facts.younger:
+            yield Finding(DAMAGE, place, f"was not checked: {facts.younger}")
         if not facts.exists or not facts.is_usable:
             return
         if facts.lane_id is None:
@@ -188,6 +191,8 @@ def _lane_id(lane: str) -> bytes | None:
     except (OSError, MusterError):
         return None
     try:
-        return lane_id_of(os.pread(fd, 32, 0), MAGIC)
+        return page_id(os.pread(fd, 32, 0), MAGIC)
+    except StoreVersionError:  # the check of the lane says so
+        return None
     finally:
         os.close(fd)

@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 from muster.bus.transports.lanes import layout, outlane
 from muster.bus.transports.lanes.fsck.cursors import CursorFacts
 from muster.bus.transports.lanes.fsck.findings import DAMAGE, LOSS, NOTICE, Finding
+from muster.bus.transports.lanes.fsck.headers import page_id, segment_facts
 from muster.bus.transports.lanes.fsck.mending import (
     keep_as_letter,
     mark_lost,
@@ -25,11 +26,11 @@ from muster.bus.transports.lanes.fsck.mending import (
     write_seal,
 )
 from muster.bus.transports.lanes.fsck.walk import End, Frame, Gap, id_at, walk
-from muster.bus.transports.lanes.segment import list_segments, parse_header, segment_name
-from muster.bus.transports.lanes.words import PAGE, lane_id_of, value_of
+from muster.bus.transports.lanes.segment import list_segments, segment_name
+from muster.bus.transports.lanes.words import PAGE, value_of
 from muster.core.codec import decode_frame
 from muster.core.message import FrameError
-from muster.errors import MusterError
+from muster.errors import MusterError, StoreVersionError
 from muster.security.permissions import open_private
 
 BYTES_DAMAGED: Final = "their bytes are damaged"
@@ -59,7 +60,13 @@ class LaneCheck:
         self.cursor_path = f"{self.inbox}/{layout.lane_name(sender, control=control)}.cursor"
 
     def check(self) -> Iterator[Finding]:
-        """Everything that is wrong with the lane, in the order of its numbers."""
+        """Everything that is wrong with the lane, in the order of its numbers. A younger format is told and left alone."""
+        try:
+            yield from self._check()
+        except StoreVersionError as error:
+            yield Finding(DAMAGE, f"lane {self.name}", f"was not checked: {error.message}")
+
+    def _check(self) -> Iterator[Finding]:
         # In a living store: a `taken` read first is never beyond the segments read next, a base read last never behind them.
         before = CursorFacts(self.cursor_path)
         self.is_usable = True
@@ -95,7 +102,7 @@ class LaneCheck:
         except (OSError, MusterError):
             self.is_usable = False
             return None, None
-        return (lane_id_of(page[:32], outlane.MAGIC) if len(page) == PAGE else None), page
+        return (page_id(page, outlane.MAGIC) if len(page) == PAGE else None), page
 
     def _segments(self) -> list[tuple[int, bytes]]:
         found = []
@@ -109,11 +116,11 @@ class LaneCheck:
         return found
 
     def _id_in_segments(self) -> bytes | None:
-        ids = {parsed[0] for _first, data in self.segments if (parsed := parse_header(data)) is not None}
+        ids = {parsed[0] for _first, data in self.segments if (parsed := segment_facts(data)) is not None}
         return ids.pop() if len(ids) == 1 else None
 
     def _is_own(self, data: bytes) -> bool:
-        parsed = parse_header(data)
+        parsed = segment_facts(data)
         return parsed is None or parsed[0] == self.known
 
     # ------------------------------------------------------------------ page and headers
@@ -160,7 +167,7 @@ class LaneCheck:
 
     def _about_headers(self) -> Iterator[Finding]:
         for first, data in self.segments:
-            parsed = parse_header(data)
+            parsed = segment_facts(data)
             name = segment_name(first)
             if parsed is not None and parsed[0] != self.known:
                 yield self._finding(

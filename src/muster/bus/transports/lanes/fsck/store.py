@@ -10,12 +10,12 @@ from pathlib import Path
 from muster.bus.transports.lanes import inspect, layout, outlane
 from muster.bus.transports.lanes.fsck.files import check_entry, check_folder
 from muster.bus.transports.lanes.fsck.findings import DAMAGE, LOSS, NOTICE, Finding, examine
+from muster.bus.transports.lanes.fsck.headers import page_id
 from muster.bus.transports.lanes.fsck.inboxes import InboxCheck
 from muster.bus.transports.lanes.fsck.lanes import LaneCheck
 from muster.bus.transports.lanes.fsck.walk import Frame, Gap, walk
 from muster.bus.transports.lanes.retire import is_retired, reclaim_lanes, retire_agent
 from muster.bus.transports.lanes.segment import list_segments, segment_name
-from muster.bus.transports.lanes.words import lane_id_of
 from muster.core.codec import CHECKSUM_KEY, TAG_BYTES, digest
 from muster.core.names import agent_id
 from muster.errors import InvalidNameError, MusterError
@@ -35,9 +35,6 @@ def check_store(store: Path, *, repair: bool = False) -> list[Finding]:
 
     A finding's severity is `notice`, `damage` or `loss`; an empty list, or notices alone, is a clean store. Repeating a repair finds
     nothing left of what the first one could mend.
-
-    Raises:
-        StoreVersionError: The store has a format that this version does not read; nothing was changed.
     """
     found = examine(partial(_folders, store), repair=repair)
     master = _master(store, found)
@@ -180,7 +177,7 @@ def _event_log(log: Path) -> Iterator[Finding]:
         return
     place = "coordinator/log"
     try:
-        lane_id = lane_id_of(read_private(log / "lane")[:32], outlane.MAGIC)
+        lane_id = page_id(read_private(log / "lane"), outlane.MAGIC)
     except (OSError, MusterError):
         lane_id = None
     if lane_id is None:
