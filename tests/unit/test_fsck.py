@@ -175,7 +175,7 @@ HARMS = (
     "a body of the last segment", "the word behind the last frame", "a seal", "a seal zeroed", "a segment's magic",
     "a segment's lane id", "the last segment's header", "a segment cut in a frame", "a segment cut to nothing", "the last segment cut",
     "a segment gone", "the first segment gone", "the last segment gone", "all segments gone", "the lane page's id",
-    "the lane page cut", "the lane page gone", "the word want", "the cursor's id", 
+    "the lane page cut", "the lane page gone", "the word want", "the cursor's id",
     "the cursor's version", "the lane page's version", "a segment's version", "the cursor cut", "the cursor gone",
     "the word taken", "the word acked_base", "the word credit", "a verdict", "a count of attempts", "a spare cursor",
     "a link in the inbox", "a cursor with two names", "a cursor open to others", "a segment open to others", "an inbox open to others",
