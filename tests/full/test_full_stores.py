@@ -177,6 +177,7 @@ def test_lanes_nobody_has_looked_at_yet_are_drained_from_a_full_store(small: Pat
 def test_without_room_for_another_lane_the_send_is_refused_and_leaves_no_lane(small: Path, uid: int) -> None:
     def work() -> None:
         fleet = Fleet(small, ["alice", "bob", "carol"])
+        fleet.bus("bob")  # once there, a recipient has spare cursors
         fleet.send("alice", "bob", 100)
         Ballast(small).fill()
         exhaust_inodes(small)
