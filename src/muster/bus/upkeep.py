@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from typing import TYPE_CHECKING
 
 from muster.core import limits
+from muster.errors import StoreError
 
 if TYPE_CHECKING:
     import asyncio
@@ -64,7 +66,8 @@ class Upkeep:
 
     def _sweep_later(self) -> None:
         def sweep() -> None:
-            self._sweep()
+            with contextlib.suppress(OSError, StoreError):  # no descriptor just now: the next sweep looks again
+                self._sweep()
             self._sweep_later()
 
         self.later(limits.SWEEP_S * random.uniform(0.75, 1.25), sweep)

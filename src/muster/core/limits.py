@@ -26,7 +26,8 @@ FLEET_BYTES_MAX = 4 << 40
 SEGMENT_BYTES_FIRST = 8 << 10
 #: Segments double up to this size; one message of BODY_BYTES_MAX always fits.
 SEGMENT_BYTES_MAX = 4 << 20
-#: Lanes that one identity keeps open in each direction; the longest idle ones are closed and opened again when they are used.
+#: Lanes that one process keeps open in each direction, shared by the identities it hosts; others are closed and opened again when they are
+#: used. A lane takes two to four descriptors.
 OPEN_LANES_MAX = 1024
 #: Deliveries of one message before it becomes a dead letter.
 ATTEMPTS_MAX = 5

@@ -6,7 +6,7 @@ import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
-from muster.bus.transports.lanes import layout
+from muster.bus.transports.lanes import layout, locks
 from muster.bus.transports.lanes.bell import ACKED, MESSAGES, OwnBell
 from muster.bus.transports.lanes.inlane import InLane
 from muster.core import limits
@@ -69,8 +69,9 @@ class Lookout:
             if not layout.has_outbox(self._store, sender):
                 self._stats.bad_hints += 1
                 return None
-            if len(self.lanes) >= limits.OPEN_LANES_MAX:
-                self._close_idle()
+            open_max = max(1, limits.OPEN_LANES_MAX // locks.identities())
+            if len(self.lanes) >= open_max:
+                self._close_idle(len(self.lanes) - open_max * 3 // 4)
             lane = self.lanes[name] = self._make_lane(sender, control)
         self.make_ready(lane)
         return lane
@@ -123,12 +124,12 @@ class Lookout:
         """Names of lanes that may hold something untaken."""
         return {*self.ready, *self.ready_control, *self.unheard, *self.held}
 
-    def _close_idle(self) -> None:
-        """Forget a quarter of the lanes, those longest unused, in which nothing waits or is in hand; their cursors stand on the store."""
+    def _close_idle(self, count: int) -> None:
+        """Forget so many lanes, those longest unused, in which nothing waits or is in hand; their cursors stand on the store."""
         busy = self.waiting()
         idle = [lane for name, lane in self.lanes.items() if name not in busy and lane.is_idle]
         idle.sort(key=lambda lane: lane.used)
-        for lane in idle[: limits.OPEN_LANES_MAX // 4]:
+        for lane in idle[:count]:
             lane.close()
             del self.lanes[lane.name]
 

@@ -37,6 +37,8 @@ class Outbox:
         self._stats = stats
         self._forks = locks.forks
         self.lanes: dict[str, OutLane] = {}
+        #: Lanes that were closed to spare descriptors although something in them is not finalised.
+        self._asleep: set[str] = set()
         self._known: set[str] = set()
         self._durable = settings.durable
         self._unflushed: set[OutLane] = set()
@@ -78,21 +80,26 @@ class Outbox:
             raise UnknownAgentError(f"there is no agent {recipient!r} in {self._store.name}", agent=recipient)
         if self._stored_at_most < 0:
             self._stored_at_most = len(os.listdir(self._directory)) * self._sender.settings.lane_messages_max
-        if len(self.lanes) >= limits.OPEN_LANES_MAX:
-            self._close_idle()
+        open_max = max(1, limits.OPEN_LANES_MAX // locks.identities())
+        if len(self.lanes) >= open_max:
+            self._close_some(len(self.lanes) - open_max * 3 // 4)
         try:
             lane = OutLane(self._sender, recipient, control=control)
         except OSError as error:
             raise refusal(error, f"the lane to {recipient} cannot be opened, nothing was stored") from None
         self.lanes[lane.key] = lane
+        self._asleep.discard(lane.key)
         return lane
 
-    def _close_idle(self) -> None:
-        """Close a quarter of the lanes, those longest unused in which nothing waits."""
-        idle = sorted((lane for lane in self.lanes.values() if lane.is_idle), key=lambda lane: lane.look_ns)
-        for lane in idle[: limits.OPEN_LANES_MAX // 4]:
-            if lane not in self._unflushed:
-                self.lanes.pop(lane.key).close()
+    def _close_some(self, count: int) -> None:
+        """Close so many lanes, the idle and longest unused first. What the others wait for is remembered: they are looked at again."""
+        lanes = sorted(self.lanes.values(), key=lambda lane: (not lane.is_idle, lane.look_ns))
+        for lane in lanes[:count]:
+            if lane in self._unflushed:
+                continue
+            if not lane.is_idle:
+                self._asleep.add(lane.key)
+            self.lanes.pop(lane.key).close()
 
     # ------------------------------------------------------------------ quotas
 
@@ -190,8 +197,9 @@ class Outbox:
 
     def ring_again(self) -> bool:
         """Ring for every lane with untaken messages and reclaim what is finalised. True while either work may remain."""
-        remaining = False
-        for lane in self.lanes.values():
+        remaining = bool(self._asleep)
+        self._wake_some()
+        for lane in list(self.lanes.values()):
             try:
                 rang = lane.ring_again()
             except (OSError, StoreFullError):  # no descriptor or no room just now: the next round tries again
@@ -200,6 +208,14 @@ class Outbox:
             lane.reclaim()
             remaining = remaining or rang or lane.holds_sealed
         return remaining
+
+    def _wake_some(self) -> None:
+        """Open some of the sleeping lanes, so that they are looked at; others may go to sleep for them."""
+        for key in [*self._asleep][: limits.OPEN_LANES_MAX // 4]:
+            self._asleep.discard(key)
+            with contextlib.suppress(MusterError):
+                recipient, control = layout.parse_lane_name(key)
+                self._open(recipient, control=control)
 
     def resume(self) -> None:
         """Open the lanes that an earlier holder left with something to do: untaken messages to ring for, segments to reclaim."""

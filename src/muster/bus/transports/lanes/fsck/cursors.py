@@ -10,7 +10,7 @@ from typing import Final
 from muster.bus.transports.lanes import cursor as cursors
 from muster.bus.transports.lanes.fsck.findings import DAMAGE, NOTICE, Finding
 from muster.bus.transports.lanes.fsck.headers import page_id
-from muster.bus.transports.lanes.words import PAGE, page_header, value_of, word
+from muster.bus.transports.lanes.words import PAGE, page_header, value_of, word, write_all
 from muster.errors import MusterError, StoreVersionError
 from muster.security.permissions import open_private, write_private
 
@@ -116,11 +116,11 @@ def rebuild_words(path: str, first_stored: int) -> None:
     try:
         # The base first: a slot that is wiped below must not be needed to derive it.
         for index, value in ((cursors.ACKED_BASE, base), (cursors.TAKEN, taken)):
-            os.pwrite(fd, word(value).to_bytes(8, "little"), index * 8)
+            write_all(fd, word(value).to_bytes(8, "little"), index * 8)
         if cursors.CREDIT in bad:  # none until the recipient grants it when it opens the lane
-            os.pwrite(fd, word(base).to_bytes(8, "little"), cursors.CREDIT * 8)
+            write_all(fd, word(base).to_bytes(8, "little"), cursors.CREDIT * 8)
         for index in bad - {cursors.ACKED_BASE, cursors.TAKEN, cursors.CREDIT}:
-            os.pwrite(fd, bytes(8), index * 8)
+            write_all(fd, bytes(8), index * 8)
     finally:
         os.close(fd)
 

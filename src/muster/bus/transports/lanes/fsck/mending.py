@@ -11,7 +11,7 @@ from muster.bus.transports.lanes import locks, outlane
 from muster.bus.transports.lanes.deadletters import letter_path, store_letter
 from muster.bus.transports.lanes.fsck.walk import LOST_MARK, Frame, segment_header
 from muster.bus.transports.lanes.segment import HEADER_BYTES, SEAL, commit_word, segment_name
-from muster.bus.transports.lanes.words import PAGE, allocate, page_header, word
+from muster.bus.transports.lanes.words import PAGE, allocate, page_header, word, write_all
 from muster.core import limits
 from muster.core.message import Message
 from muster.errors import IdentityBusyError, StoreFullError
@@ -58,7 +58,7 @@ def mark_lost(directory: str, first: int, at: int) -> None:
         try:
             os.posix_fallocate(fd, 0, at + 8)
             lane_id = os.pread(fd, 16, 8)
-            os.pwrite(fd, segment_header(lane_id, first, at + 8), 0)
+            write_all(fd, segment_header(lane_id, first, at + 8), 0)
         finally:
             os.close(fd)
     _write(path, at, LOST_MARK.to_bytes(8, "little"))
@@ -102,6 +102,6 @@ def _place(path: str, size: int, content: bytes) -> None:
 def _write(path: str, at: int, content: bytes) -> None:
     fd = open_private(Path(path), os.O_RDWR)
     try:
-        os.pwrite(fd, content, at)
+        write_all(fd, content, at)
     finally:
         os.close(fd)

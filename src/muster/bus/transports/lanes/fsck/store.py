@@ -37,6 +37,7 @@ def check_store(store: Path, *, repair: bool = False) -> list[Finding]:
     nothing left of what the first one could mend.
     """
     found = examine(partial(_folders, store), repair=repair)
+    found += examine(partial(_roster, store), repair=False)
     master = _master(store, found)
     agents = _agents(store)
     for agent in agents:
@@ -63,6 +64,28 @@ def _folders(store: Path) -> Iterator[Finding]:
             )  # fmt: skip
     for name in ("keys/master", "spec.json", "bus.conf"):
         yield from check_entry(f"{store}/{name}", name, "file", None)
+
+
+def _roster(store: Path) -> Iterator[Finding]:
+    """Every agent that the fleet's specification names is on the roster, or was retired. Joined programs alone have none."""
+    import msgspec
+
+    from muster.core.spec import FleetSpec
+
+    try:
+        spec = msgspec.json.decode(read_private(store / "spec.json"), type=FleetSpec)
+    except FileNotFoundError:
+        return
+    except (OSError, MusterError, msgspec.MsgspecError) as error:
+        yield Finding(DAMAGE, "spec.json", f"cannot be read by this version: {error}")
+        return
+    for agent in (agent for kind in spec.agents for agent in kind.agent_ids()):
+        if not os.path.lexists(f"{store}/agents/{agent}"):
+            yield Finding(
+                NOTICE,
+                f"agents/{agent}",
+                "is in the fleet's specification and not on the roster; the next `up` makes it",
+            )
 
 
 def _master(store: Path, found: list[Finding]) -> bytes | None:
