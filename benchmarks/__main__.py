@@ -44,6 +44,10 @@ _MODULES = (
 )  # fmt: skip
 
 
+#: On a machine that is this slow the rest is measured in one round.
+_LATE_AFTER_S = 600
+
+
 def chosen(only: str | None) -> list[Case]:
     """The cases named in `only` (a prefix is enough), or all. Raises SystemExit for a name that fits none."""
     cases = [case for module in _MODULES for case in module.cases()]
@@ -90,7 +94,9 @@ def main() -> int:
                 else:
                     print(line, file=sys.stderr, flush=True)
 
-            outcomes.extend(measure(case, rounds=given.rounds, progress=progress) for case in cases)
+            for case in cases:
+                late = time.monotonic() - began > _LATE_AFTER_S
+                outcomes.append(measure(case, rounds=1 if late else given.rounds, progress=progress))
     except KeyboardInterrupt:
         return 130
     finally:

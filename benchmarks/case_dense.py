@@ -68,7 +68,7 @@ def _dense(count: int) -> Figures:
         for worker in range(WORKERS):
             crew.add(run_loop, _host, store, agents[worker::WORKERS], gate)
         crew.go()
-        took_s, heard = asker.result(LARGE_LIFE_S)
+        took_s, heard = asker.result()
     if heard != count:
         raise MeasureError(f"{heard} of {count} agents answered")
     return {"lost": float(count - heard), "s": took_s}

@@ -75,6 +75,7 @@ class Child:
     """A forked process that runs one function and sends back what it returned."""
 
     def __init__(self, call: Callable[[], Any], life_s: int = LIFE_S) -> None:
+        self._life_s = life_s
         self._out, write_fd = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
@@ -83,12 +84,12 @@ class Child:
         os.close(write_fd)
         self._reaped = False
 
-    def result(self, timeout_s: float = LIFE_S) -> Any:
-        """What the function returned. Raises MeasureError with the child's traceback if it failed or took too long."""
-        deadline, raw = time.monotonic() + timeout_s, b""
+    def result(self) -> Any:
+        """What the function returned. Raises MeasureError with the child's traceback if it failed or outlived its time."""
+        deadline, raw = time.monotonic() + self._life_s, b""
         while True:
             if not _is_readable(self._out, deadline):
-                raise MeasureError(f"a process had no result within {timeout_s:g} s")
+                raise MeasureError(f"a process had no result within {self._life_s:g} s")
             part = os.read(self._out, 1 << 20)
             if not part:
                 break
@@ -152,7 +153,7 @@ class Crew:
         self.gate.open(len(self.children), self._life_s)
 
     def results(self) -> list[Any]:
-        return [child.result(self._life_s) for child in self.children]
+        return [child.result() for child in self.children]
 
     def __enter__(self) -> Crew:
         return self
