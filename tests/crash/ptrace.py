@@ -60,15 +60,24 @@ def spawn(body: Callable[[], object], *, traced: bool, child_s: int = CHILD_S) -
     return pid
 
 
+def _begin_tracing() -> bool:
+    """In the child: stop, to be traced by the parent from here on. False where that is not permitted."""
+    try:
+        _request(_TRACEME, 0)
+    except OSError:
+        return False
+    os.kill(os.getpid(), signal.SIGSTOP)
+    return True
+
+
 def _child(body: Callable[[], object], traced: bool, child_s: int) -> NoReturn:
     status = 70
     try:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(child_s)
-        if traced:
-            _request(_TRACEME, 0)
-            os.kill(os.getpid(), signal.SIGSTOP)
+        if traced and not _begin_tracing():
+            os._exit(status)  # the parent sees that this ends instead of stopping
         body()
         status = 0
     except BaseException:
@@ -89,7 +98,7 @@ class Tracee:
         self._wait()
         self._deliver = 0  # the SIGSTOP that it sent itself
         if self.ended is not None:
-            raise OSError(errno.EPERM, "tracing is not permitted here")
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
         _request(_SETOPTIONS, self.pid, 0, _TRACESYSGOOD | _EXITKILL)
         self._memory = os.open(f"/proc/{self.pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
 
