@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import time
@@ -14,7 +15,7 @@ import pytest
 from muster.bus.bus import Bus
 from muster.bus.store import add_agent, create_store
 from muster.bus.transports.lanes.transport import LanesTransport
-from muster.errors import InboxFullError, StoreFullError
+from muster.errors import AskTimeoutError, InboxFullError, StoreFullError
 from muster.security.keys import Keyring, load_master
 from muster.testing import eventually
 
@@ -199,6 +200,40 @@ def exhaust_inodes(directory: Path) -> None:
     with contextlib.suppress(OSError):
         for n in range(5000):
             os.close(os.open(directory / f"inode-{n}", os.O_CREAT | os.O_WRONLY))
+
+
+def test_calls_that_may_wait_give_up_in_time_when_the_store_is_full(small: Path, uid: int) -> None:
+    """A full store is no reason to wait: send and ask are refused at once; receive and wait_acked keep to their timeouts."""
+
+    async def calls(fleet: Fleet) -> None:
+        keyring = Keyring.from_master(load_master(fleet.store), "alice")
+        async with await Bus.open(fleet.store, "alice", keyring) as alice:
+            receipt = await alice.send("bob", bytes(700))
+            with pytest.raises(StoreFullError):
+                while True:
+                    alice.post("bob", bytes(700))
+            for call in (
+                lambda: alice.send("bob", bytes(700), wait_s=0.2),
+                lambda: alice.ask("bob", bytes(700), timeout_s=0.2),
+                lambda: receipt.wait_acked(timeout_s=0.2),
+                lambda: alice.receive(timeout_s=0.2),
+            ):
+                took = []
+                for _ in range(3):
+                    begun = time.monotonic()
+                    with contextlib.suppress(StoreFullError, AskTimeoutError):
+                        await call()
+                    took.append(time.monotonic() - begun)
+                assert min(took) <= 0.2 + REFUSAL_S
+
+    def work() -> None:
+        fleet = Fleet(small, ["alice", "bob"])
+        fleet.send("alice", "bob", 100)
+        fleet.leave("alice")
+        Ballast(small).fill()
+        asyncio.run(calls(fleet))
+
+    in_child(uid, work)
 
 
 # ---------------------------------------------------------------------- what fits into Docker's 64 MiB
