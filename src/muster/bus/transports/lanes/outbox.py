@@ -200,6 +200,8 @@ class Outbox:
         remaining = bool(self._asleep)
         self._wake_some()
         for lane in list(self.lanes.values()):
+            if self.lanes.get(lane.key) is not lane:  # gone to sleep for another
+                continue
             try:
                 rang = lane.ring_again()
             except (OSError, StoreFullError):  # no descriptor or no room just now: the next round tries again
