@@ -21,6 +21,7 @@ from muster.bus.transports.lanes.fsck.findings import LOSS, NOTICE, Finding
 from muster.bus.transports.lanes.fsck.store import check_store
 from muster.bus.transports.lanes.segment import list_segments, segment_name
 from muster.bus.transports.lanes.transport import LanesTransport
+from muster.core.settings import BusSettings
 from muster.security.keys import Keyring, load_master
 
 RECIPIENTS = ("anna", "bert", "cleo", "dora", "emil")
@@ -94,7 +95,20 @@ def frames_in(path: Path) -> int:
 
 @pytest.fixture
 def yard(tmp_path: Path) -> Iterator[Yard]:
-    store = create_store(tmp_path / "fleet")
+    made = filled(tmp_path / "fleet", BusSettings())
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def durable_yard(tmp_path: Path) -> Iterator[Yard]:
+    made = filled(tmp_path / "fleet", BusSettings(durable=True))
+    yield made
+    made.close()
+
+
+def filled(path: Path, settings: BusSettings) -> Yard:
+    store = create_store(path, settings)
     for agent in ("hub", *RECIPIENTS):
         add_agent(store, agent)
     made = Yard(store)
@@ -113,8 +127,7 @@ def yard(tmp_path: Path) -> Iterator[Yard]:
     firsts = list_segments(str(made.lane))
     assert firsts[0] > 1, "nothing was reclaimed"
     assert len(firsts) == 3, "a segment in the middle is wanted"
-    yield made
-    made.close()
+    return made
 
 
 def harms(yard: Yard) -> dict[str, Callable[[], Any]]:
@@ -320,6 +333,22 @@ def test_what_is_of_a_younger_format_is_told_and_not_changed(yard: Yard) -> None
     assert [finding.text for finding in found if "version 99" not in finding.text] == []
     assert len(found) == 2
     assert snapshot(yard.store) == before
+
+
+def test_a_durable_store_knows_what_was_at_the_end_of_a_lane(durable_yard: Yard) -> None:
+    first = int(durable_yard.segment(-1).name[:20])
+    durable_yard.segment(-1).unlink()
+    told = check_store(durable_yard.store, repair=True)
+    assert told_lost(told) == set(range(first, STORED + 1))
+    assert wrong(check_store(durable_yard.store)) == []
+    durable_yard.bus("hub").post(HARMED, [STORED + 1, BODY])
+    assert durable_yard.drained(HARMED) == [*range(FINALISED + 1, first), STORED + 1]
+
+
+def test_a_page_that_is_made_anew_shows_a_durable_lane_without_its_sender(durable_yard: Yard) -> None:
+    (durable_yard.lane / "lane").unlink()
+    assert told_lost(check_store(durable_yard.store, repair=True)) == set()
+    assert durable_yard.drained(HARMED) == list(range(FINALISED + 1, STORED + 1))
 
 
 class Died(Exception):

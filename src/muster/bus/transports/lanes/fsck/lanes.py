@@ -51,7 +51,7 @@ class LaneCheck:
     """Checks one lane. `key` verifies tags, or None if the fleet's master key is not at hand."""
 
     def __init__(self, store: Path, sender: str, recipient: str, *, control: bool, key: bytes | None) -> None:
-        self.sender, self.recipient, self.control, self.key = sender, recipient, control, key
+        self.store, self.sender, self.recipient, self.control, self.key = store, sender, recipient, control, key
         base = layout.agent_dir(store, sender)
         self.directory = f"{base}/outbox/{layout.lane_name(recipient, control=control)}"
         self.lock = f"{base}/outbox.lock"
@@ -70,6 +70,7 @@ class LaneCheck:
         # In a living store: a `taken` read first is never beyond the segments read next, a base read last never behind them.
         before = CursorFacts(self.cursor_path)
         self.is_usable = True
+        self.durable = 0  # durable stores: the highest number that was accepted for certain
         self.lane_id, page = self._page()
         self.segments = self._segments()
         after = CursorFacts(self.cursor_path)
@@ -79,6 +80,7 @@ class LaneCheck:
         if self.lane_id is None:
             yield from self._about_page(known, exists=page is not None)
         elif page is not None:
+            self.durable = value_of(int.from_bytes(page[48:56], "little")) or 0
             yield from self._about_words(page)
         if known is None:
             return
@@ -133,7 +135,7 @@ class LaneCheck:
         if known is not None:
             yield self._finding(
                 DAMAGE, what, remedy="make it anew with the lane id of its segments",
-                cure=lambda: new_page(self.directory, known),
+                cure=lambda: self._make_page(known),
             )  # fmt: skip
         elif self.segments:
             yield self._finding(
@@ -144,6 +146,11 @@ class LaneCheck:
                 DAMAGE, f"{what}; it has no segments", remedy="remove it: the lane begins anew",
                 cure=lambda: os.unlink(f"{self.directory}/lane"),
             )  # fmt: skip
+
+    def _make_page(self, lane_id: bytes) -> None:
+        self.known = lane_id
+        durable = layout.read_settings(self.store).durable
+        new_page(self.directory, lane_id, durable=self._last_number() if durable else 0)
 
     def _about_words(self, page: bytes) -> Iterator[Finding]:
         for index, name in PAGE_WORDS.items():
@@ -190,15 +197,15 @@ class LaneCheck:
 
     def _about_start(self, cursor: CursorFacts) -> Iterator[Finding]:
         """From `acked_base` to the first segment. Without a cursor nothing can be said: what is not there was reclaimed or never was."""
-        base, taken = cursor.base, cursor.taken
+        base, given = cursor.base, max(cursor.taken, self.durable)
         if self.segments and self.segments[0][0] > base + 1:
             yield from self._lost(
                 Lost(base + 1, self.segments[0][0] - 1, "their segment is missing"), "put a mark in its place",
                 lambda: new_segment(self.directory, self.known, base + 1, lost=True),
             )  # fmt: skip
-        elif not self.segments and taken > base:
+        elif not self.segments and given > base:
             yield from self._lost(
-                Lost(base + 1, taken, "all segments are missing"), "let the lane begin anew",
+                Lost(base + 1, given, "all segments are missing"), "let the lane begin anew",
                 lambda: os.unlink(f"{self.directory}/lane"),
             )  # fmt: skip
         elif not self.segments and self.lane_id is not None:
@@ -273,10 +280,11 @@ class LaneCheck:
     def _about_tail(self, first: int, end: End, *, broken: bool) -> Iterator[Finding]:
         """The last segment: numbers go on behind every one that may have been given."""
         taken = self.cursor.taken if self.cursor is not None and not self.cursor.bad_words else 0
-        if end.how in ("open", "seal") and taken >= end.seq:
-            last, why = taken, "they were taken, but their bytes are not there any more"
+        given = max(taken, self.durable)
+        if end.how in ("open", "seal") and given >= end.seq:
+            last, why = given, "they were accepted, but their bytes are not there any more"
         elif end.how in ("damaged", "cut"):
-            last, why = max(end.seq, taken), f"{BYTES_DAMAGED}, and any behind them"
+            last, why = max(end.seq, given), f"{BYTES_DAMAGED}, and any behind them"
         else:
             if end.how == "seal":
                 yield self._finding(

@@ -18,9 +18,10 @@ from muster.errors import IdentityBusyError, StoreFullError
 from muster.security.permissions import open_private
 
 
-def new_page(directory: str, lane_id: bytes) -> None:
-    """The lane page with this id; its words say nothing yet."""
-    content = page_header(outlane.MAGIC, lane_id) + b"".join(word(0).to_bytes(8, "little") for _ in range(4))
+def new_page(directory: str, lane_id: bytes, *, durable: int) -> None:
+    """The lane page with this id; of its words only `durable` says anything."""
+    words = (0, 0, durable, 0)  # floor, released, durable, want
+    content = page_header(outlane.MAGIC, lane_id) + b"".join(word(value).to_bytes(8, "little") for value in words)
     _place(f"{directory}/lane", PAGE, content)
 
 

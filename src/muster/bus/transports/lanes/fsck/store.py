@@ -9,7 +9,7 @@ from pathlib import Path
 
 from muster.bus.transports.lanes import inspect, layout, outlane
 from muster.bus.transports.lanes.fsck.files import check_entry, check_folder
-from muster.bus.transports.lanes.fsck.findings import DAMAGE, LOSS, NOTICE, Finding, examine
+from muster.bus.transports.lanes.fsck.findings import DAMAGE, LOSS, NOTICE, REPAIRED, Finding, examine
 from muster.bus.transports.lanes.fsck.headers import page_id
 from muster.bus.transports.lanes.fsck.inboxes import InboxCheck
 from muster.bus.transports.lanes.fsck.lanes import LaneCheck
@@ -50,6 +50,8 @@ def check_store(store: Path, *, repair: bool = False) -> list[Finding]:
         incoming = [(sender, control) for sender, recipient, control in lanes if recipient == agent]
         found += examine(InboxCheck(store, agent, incoming).check, repair=repair)
     found += examine(partial(_event_log, store / "coordinator" / "log"), repair=False)
+    if any(finding.outcome == REPAIRED for finding in found) and layout.read_settings(store).durable:
+        os.sync()  # what was mended survives a power cut, too
     return found
 
 
