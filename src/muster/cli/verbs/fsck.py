@@ -51,6 +51,10 @@ def command(as_json: bool, store: str | None, fleet: str | None, repair: bool) -
 
 
 def _summary(severities: list[str], *, clean: bool) -> str:
-    counts = [f"{severities.count(what):,} {name}" for what, name in (("loss", "lost"), ("damage", "damaged"), ("notice", "notices"))
-              if what in severities]  # fmt: skip
-    return f"clean{', ' if counts else ''}{', '.join(counts)}" if clean else ", ".join(counts)
+    names = {"loss": ("loss", "losses"), "damage": ("damage", "damages"), "notice": ("notice", "notices")}
+    counts = [
+        f"{severities.count(severity):,} {one if severities.count(severity) == 1 else many}"
+        for severity, (one, many) in names.items()
+        if severity in severities
+    ]
+    return ", ".join(["clean", *counts] if clean else counts)

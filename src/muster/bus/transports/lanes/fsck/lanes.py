@@ -327,12 +327,8 @@ class LaneCheck:
         """A loss as far as its numbers are not finalised; else only damage."""
         numbers = self._open_numbers(lost.first, lost.last)
         first, last = numbers or (lost.first, lost.last)
-        shown = f"{first:,}" if first == last else f"{first:,} to {last:,}"
-        text = (
-            f"lost number {shown}: {lost.why}"
-            if numbers
-            else f"number {shown}: {lost.why}; finalised already, nothing is lost"
-        )
+        shown = _numbers(first, last)
+        text = f"lost {shown}: {lost.why}" if numbers else f"{shown}: {lost.why}; finalised already, nothing is lost"
         yield self._finding(
             LOSS if numbers else DAMAGE, text, remedy=remedy, cure=cure, lane=self.name, first=first,
             last=None if lost.and_more else last, message_id=lost.message_id,
@@ -341,15 +337,12 @@ class LaneCheck:
     def _told(self, first: int, last: int) -> Iterator[Finding]:
         numbers = self._open_numbers(first, last)
         if numbers is not None:
-            yield self._finding(
-                NOTICE,
-                f"numbers {numbers[0]:,} to {numbers[1]:,} were lost earlier; {self.recipient} has not stepped over them yet",
-            )
+            shown = _numbers(*numbers)
+            yield self._finding(NOTICE, f"{shown}: told as lost before; {self.recipient} has not stepped over it yet")
 
-    @property
-    def first_stored(self) -> int:
-        """The first number whose segment exists (1 if there is none): asked after `check`."""
-        return self.segments[0][0] if self.segments else 1
+
+def _numbers(first: int, last: int) -> str:
+    return f"number {first:,}" if first == last else f"numbers {first:,} to {last:,}"
 
 
 def _read(path: str, size: int) -> bytes:
