@@ -149,6 +149,8 @@ def harms(yard: Yard) -> dict[str, Callable[[], Any]]:
         "a segment's lane id": lambda: flip(segment, 12),
         "the last segment's header": lambda: flip(last, 26),
         "a segment cut in a frame": lambda: os.truncate(segment, 3000),
+        "a segment cut between frames": lambda: os.truncate(segment, frame_at(segment, 2)),
+        "the last segment cut between frames": lambda: os.truncate(last, frame_at(last, 2)),
         "a segment cut to nothing": lambda: os.truncate(segment, 0),
         "the last segment cut": lambda: os.truncate(last, frame_at(last, 1) + 100),
         "a segment gone": segment.unlink,
@@ -186,7 +188,8 @@ def harms(yard: Yard) -> dict[str, Callable[[], Any]]:
 HARMS = (
     "a commit word", "a commit word zeroed", "a frame wiped", "a body", "a frame's header", "the last commit word", "the last body",
     "a body of the last segment", "the word behind the last frame", "a seal", "a seal zeroed", "a segment's magic",
-    "a segment's lane id", "the last segment's header", "a segment cut in a frame", "a segment cut to nothing", "the last segment cut",
+    "a segment's lane id", "the last segment's header", "a segment cut in a frame", "a segment cut to nothing",
+    "a segment cut between frames", "the last segment cut between frames", "the last segment cut",
     "a segment gone", "the first segment gone", "the last segment gone", "all segments gone", "the lane page's id",
     "the lane page cut", "the lane page gone", "the word want", "the cursor's id",
     "the cursor's version", "the lane page's version", "a segment's version", "the cursor cut", "the cursor gone",
@@ -298,6 +301,25 @@ def test_what_a_living_process_owns_is_told_and_left_alone(yard: Yard) -> None:
     assert yard.segment(1).read_bytes() == before
     assert not locks.acquire(str(yard.store / "agents/hub/outbox.lock")), "the living owner lost its lock"
     hub.transport.close()
+
+
+def test_the_ring_of_verdicts_proves_a_base_that_is_damaged(yard: Yard) -> None:
+    hub, bus = yard.bus("hub"), yard.bus("anna")
+    for number in range(STORED + 1, 401):
+        hub.post("anna", [number, "short"])
+        while (delivery := bus.receive_nowait()) is not None:
+            if delivery.body[0] != 399:  # a later one is finalised, this is not
+                delivery.ack()
+    yard.close()
+    cursor = yard.store / "agents/anna/inbox/hub.cursor"
+    for words in ((40,), (32, 40, 48)):  # acked_base alone, and with taken and credit
+        whole = cursor.read_bytes()
+        for at in words:
+            flip(cursor, at)
+        assert len(wrong(check_store(yard.store, repair=True))) == len(words)
+        assert cursor.read_bytes()[32:48] == whole[32:48], "taken or acked_base differ from what they were"
+    assert wrong(check_store(yard.store)) == []
+    assert yard.drained("anna") == [399]
 
 
 def test_a_lost_message_is_named_by_its_id_where_it_can_be_read(yard: Yard) -> None:
