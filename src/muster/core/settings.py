@@ -10,7 +10,16 @@ from muster.core import limits
 from muster.errors import ConfigError
 
 FILE_NAME = "bus.conf"
+#: What an inbox does with a sender that has used up its credit (docs/lane-format.md, "Credit").
+REFUSE, WAIT, EVICT_OLDEST = POLICIES = ("refuse", "wait", "evict_oldest")
 _FLAGS = {"no": 0, "yes": 1}
+
+
+def check_overflow(policy: str) -> str:
+    """`policy`, if it is one of `POLICIES`. Raises ConfigError."""
+    if policy not in POLICIES:
+        raise ConfigError(f"overflow is one of {', '.join(POLICIES)}, not {policy!r:.60}", key="overflow")
+    return policy
 
 
 class BusSettings:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from muster.bus.transports.lanes import overflow
 from muster.bus.transports.lanes.inlane import DamagedLaneError
+from muster.core.names import COORDINATOR
+from muster.core.settings import EVICT_OLDEST
 
 if TYPE_CHECKING:
     from muster.bus.transports.lanes.inbox import Inbox
@@ -23,7 +24,7 @@ def make_room(inbox: Inbox, lane: InLane) -> bool:
         return False  # it is opened, and gets its window, when its turn comes
     if cursor.grant(hungry=True):
         return True
-    if inbox.overflow != overflow.EVICT_OLDEST:
+    if inbox.overflow != EVICT_OLDEST:
         return False
     for _ in range(max(1, cursor.window >> 3)):
         oldest = _oldest(inbox)
@@ -36,11 +37,13 @@ def make_room(inbox: Inbox, lane: InLane) -> bool:
 
 
 def _oldest(inbox: Inbox) -> InLane | None:
-    """The normal lane whose next untaken message was created first. Control messages are never evicted."""
+    """The normal lane whose next untaken message was created first. Control messages are never evicted, nor are the coordinator's: it
+    counts on what it has assigned.
+    """
     chosen, created_ns = None, 0
     for name in inbox.lookout.waiting() | {lane.name for lane in inbox.lookout.lanes.values() if lane.blocked}:
         lane = inbox.lookout.lanes[name]
-        if lane.control or lane.cursor is None or not lane.cursor.can_take(lane.next_seq):
+        if lane.control or lane.sender == COORDINATOR or lane.cursor is None or not lane.cursor.can_take(lane.next_seq):
             continue
         try:
             message = lane.peek()

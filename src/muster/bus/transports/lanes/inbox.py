@@ -20,6 +20,7 @@ from muster.bus.transports.lanes.tombstones import Tombstones
 from muster.bus.transports.lanes.words import barrier
 from muster.core import limits
 from muster.core.message import Message
+from muster.core.settings import EVICT_OLDEST
 from muster.errors import ForkedBusError
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class Inbox:
         """What becomes of a sender that has used up its credit. Raises ConfigError for an unknown policy."""
         overflow.write_policy(self._base, policy)
         self.overflow = policy
-        if policy == overflow.EVICT_OLDEST and self.tombstones is None:
+        if policy == EVICT_OLDEST and self.tombstones is None:
             self.tombstones = Tombstones(f"{self._base}/inbox")
 
     # ------------------------------------------------------------------ hearing

@@ -15,6 +15,8 @@ from muster.bus.transports.lanes.words import NO_ROOM, PAGE, Page, allocate, bar
 from muster.core import limits
 from muster.core.codec import HEADER, encode_frame
 from muster.core.message import FLAG_EXPLICIT_ID
+from muster.core.names import COORDINATOR
+from muster.core.settings import EVICT_OLDEST
 from muster.errors import InboxFullError, OutboxFullError, StoreFullError, UnknownAgentError
 from muster.security.permissions import make_private_dir, open_private
 
@@ -251,7 +253,7 @@ class OutLane:
             path, record = f"{self._recipient_directory}/bell", bell.record_of(bell.FULL, self.name)
             if not self._sender.bells.ring(path, record) and overflow.act_for_absent(
                 self._recipient_directory, self.name, self.lane_id, self._sender.settings,
-                self._describe if policy == overflow.EVICT_OLDEST else None,
+                self._describe if policy == EVICT_OLDEST and self._sender.agent != COORDINATOR else None,
             ):  # fmt: skip
                 self._asked_credit = 0
                 peer.refresh()

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from muster.bus.transports.lanes import cursor as cursors
 from muster.bus.transports.lanes import locks
 from muster.bus.transports.lanes.credit import CreditPool
 from muster.bus.transports.lanes.tombstones import Tombstones
-from muster.errors import ConfigError, MusterError
+from muster.core.settings import POLICIES, REFUSE, check_overflow
+from muster.errors import MusterError
 from muster.security.permissions import open_private
 
 if TYPE_CHECKING:
@@ -22,14 +23,10 @@ if TYPE_CHECKING:
 
     from muster.core.settings import BusSettings
 
-REFUSE, WAIT, EVICT_OLDEST = "refuse", "wait", "evict_oldest"
-POLICIES: Final = (REFUSE, WAIT, EVICT_OLDEST)
-
 
 def write_policy(agent_directory: str, policy: str) -> None:
     """Set an inbox's policy; only its owner's side calls this. Raises ConfigError for an unknown one."""
-    if policy not in POLICIES:
-        raise ConfigError(f"overflow is one of {', '.join(POLICIES)}, not {policy!r:.60}", key="overflow")
+    check_overflow(policy)
     path = f"{agent_directory}/inbox/overflow"
     if read_policy(agent_directory) == policy:
         return
