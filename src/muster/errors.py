@@ -8,6 +8,7 @@
     ├── BusError
     │   ├── BusClosedError        InboxFullError*        OutboxFullError*    StoreFullError*
     │   ├── CorruptStoreError     AskTimeoutError        DeliveryStateError  ForkedBusError
+    │   ├── EchoStormError*
     │   └── IdentityBusyError*    OwnerGoneError*
     ├── SecurityError
     │   └── ForbiddenError        BadSignatureError      UnsafePermissionsError
@@ -139,6 +140,13 @@ class OutboxFullError(BusError):
     """This sender's own quota, or its share of the fleet's, is used up; nothing was written. Wait `retry_after_s`."""
 
     code = "bus.outbox_full"
+
+
+class EchoStormError(BusError):
+    """A chain of messages that cause each other is too long (`retry_after_s` is None), or one pair of agents has too many of them;
+    nothing was written."""
+
+    code = "bus.echo_storm"
 
 
 class StoreFullError(BusError):

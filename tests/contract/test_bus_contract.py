@@ -412,7 +412,7 @@ async def test_a_chain_of_replies_ends_at_the_hop_limit(fleet: Any) -> None:
     """Two agents that answer every message, answers included, stop by themselves."""
     alice, bob = await fleet.join("alice"), await fleet.join("bob")
     alice.post("bob", "hello", reply_to="alice")
-    with pytest.raises(errors.ForbiddenError):
+    with pytest.raises(errors.EchoStormError):
         for _ in range(limits.HOPS_MAX + 2):
             for me, other in ((bob, alice), (alice, bob)):
                 delivery = await take(me)

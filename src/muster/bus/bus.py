@@ -10,19 +10,14 @@ from typing import TYPE_CHECKING, Any, Self
 
 from muster.bus import groups
 from muster.bus.delivery import Delivery, Receipt
-from muster.bus.envelope import outgoing
+from muster.bus.envelope import outgoing, put_caused
 from muster.bus.group_commit import GroupCommit
 from muster.bus.upkeep import Upkeep
 from muster.bus.waiting import LOOK_AGAIN_S, Waiters, set_done, wait_for_room
 from muster.core import limits
+from muster.core.guard import EchoGuard
 from muster.core.message import EXTRA_CORRELATION, EXTRA_REPLY_TO, Message
-from muster.errors import (
-    AskTimeoutError,
-    BusClosedError,
-    BusError,
-    InboxFullError,
-    UsageError,
-)
+from muster.errors import AskTimeoutError, BusClosedError, BusError, InboxFullError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Mapping
@@ -44,6 +39,7 @@ class Bus:
         self.store = store
         self.closed = False
         self.stats: BusStats = transport.stats
+        self.guard = EchoGuard()
         self._put, self._take, self._transport_ack = transport.put, transport.take, transport.ack
         self._durable = transport.capabilities.durable
         self._in_hand: set[Inbound] = set()
@@ -101,7 +97,7 @@ class Bus:
             raise BusClosedError("this bus is closed")
         out = outgoing(body, envelope)
         try:
-            seq = self._put(to, out)
+            seq = put_caused(self, to, out, envelope) if out.hops else self._put(to, out)
         except InboxFullError:
             self.stats.refused_full += 1
             raise
@@ -130,12 +126,13 @@ class Bus:
             wait_s: Wait up to this long for room in a full inbox. None: as the recipient's `overflow` says, which is not at all
                 unless it wants its senders to wait, or evicts its oldest messages to make room.
             envelope: type, priority ("normal" or "control"), message_id (sent again within the window it adds no second copy),
-                expires_in_s, correlation_id, causation_id, traceparent.
+                expires_in_s, correlation_id, causation_id, traceparent. `cause=delivery` says "because of this one": it sets the
+                last three, and lets muster stop agents that answer each other without end.
 
         Raises:
-            UnknownAgentError, InvalidNameError, BodyTooLargeError, BodyEncodingError, ForbiddenError: Nothing was written; retrying
-                cannot help.
+            UnknownAgentError, InvalidNameError, BodyTooLargeError, BodyEncodingError: Nothing was written; retrying cannot help.
             InboxFullError, OutboxFullError, StoreFullError: Nothing was written; wait `retry_after_s`.
+            EchoStormError: Too long a chain, or too many messages to this recipient, that other messages caused; nothing was written.
             StoreError: The disk of a durable store refused; the message was not accepted, though it may still be delivered.
             BusClosedError: `close` was called first.
         """
@@ -193,7 +190,8 @@ class Bus:
     def _reply(self, request: Message, body: object, type_: str) -> Receipt:
         return self.post(
             request.extras.get(EXTRA_REPLY_TO) or request.sender, body, type=type_, priority="control",
-            correlation_id=request.id, causation_id=request.id, hops=request.hops + 1,
+            correlation_id=request.id, causation_id=request.id,
+            hops=min(request.hops + 1, limits.HOPS_MAX),  # whatever was asked can be answered
         )  # fmt: skip
 
     def receive_nowait(self) -> Delivery | None:
@@ -358,6 +356,11 @@ class Bus:
             self.transport.sweep()
             if self.transport.is_ready:
                 self._news()
+
+    @property
+    def gaps(self) -> list[tuple[str, int, int]]:
+        """(lane, first, last) of numbers that never come, because they were damaged or evicted: the newest 100."""
+        return self.transport.gaps
 
     def roster(self) -> list[str]:
         """Every agent of the fleet, by name."""

@@ -156,7 +156,9 @@ class Receipt:
 
     @property
     def state(self) -> str:
-        """`stored`, `taken`, `acked`, `dead`, `expired`, or `finalised` when the verdict is older than the recipient's window."""
+        """`stored`, `taken`; then `acked`, `dead`, `expired`, `evicted`, `damaged`, `forged`, or, when the verdict is older than the
+        recipient's window, `finalised`.
+        """
         return self._bus.transport.state(self.recipient, control=self.control, seq=self.seq)
 
     async def wait_acked(self, *, timeout_s: float | None = None) -> None:

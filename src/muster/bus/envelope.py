@@ -14,12 +14,16 @@ from muster.core.message import (
     EXTRA_MESSAGE_ID,
     EXTRA_REPLY_TO,
     EXTRA_TRACEPARENT,
+    Message,
     encode_body,
 )
-from muster.errors import ForbiddenError, UsageError
+from muster.errors import EchoStormError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from muster.bus.bus import Bus
+    from muster.bus.delivery import Delivery
 
 _types: dict[str, bytes] = {}
 
@@ -47,6 +51,7 @@ _FIELDS = frozenset(
         "reply_to",
         "traceparent",
         "hops",
+        "cause",
     }
 )
 _TEXTS = (
@@ -68,6 +73,8 @@ def outgoing(body: object, envelope: Mapping[str, Any]) -> Outgoing:
     created = time.time_ns()
     if not envelope:
         return Outgoing(new_id(), b"message", raw, content, created)
+    if envelope.get("cause") is not None:
+        envelope = because_of(envelope["cause"], envelope)
     out = Outgoing(new_id(), type_bytes(envelope.get("type", "message")), raw, content, created)
     unknown = envelope.keys() - _FIELDS
     if unknown:
@@ -80,11 +87,6 @@ def outgoing(body: object, envelope: Mapping[str, Any]) -> Outgoing:
     if expires_in_s is not None:
         out.expires_ns = created + int(expires_in_s * 1e9)
     out.hops = envelope.get("hops", 0)
-    if out.hops > limits.HOPS_MAX:
-        raise ForbiddenError(
-            f"this chain of messages has {out.hops} hops, more than {limits.HOPS_MAX}: it looks like an echo storm",
-            hops=out.hops,
-        )
     extras = {tag: envelope[name] for tag, name in _TEXTS if envelope.get(name) is not None}
     message_id = envelope.get("message_id")
     if message_id is not None:
@@ -93,3 +95,38 @@ def outgoing(body: object, envelope: Mapping[str, Any]) -> Outgoing:
     if extras:
         out.extras = encode_extras(extras)
     return out
+
+
+def because_of(cause: Delivery | Message, envelope: Mapping[str, Any]) -> dict[str, Any]:
+    """`envelope` with what `cause` says of a message that it brings about; fields that are set already stay as they are.
+
+    The correlation of a control message is left out: there it would make the message a reply to an ask.
+    """
+    message = cause if isinstance(cause, Message) else cause.message
+    given: dict[str, Any] = {"causation_id": message.id, "hops": message.hops + 1}
+    if envelope.get("priority") != "control":
+        given["correlation_id"] = message.correlation_id or message.id
+    if EXTRA_TRACEPARENT in message.extras:
+        given["traceparent"] = message.extras[EXTRA_TRACEPARENT]
+    return {**given, **{name: value for name, value in envelope.items() if value is not None}}
+
+
+def put_caused(bus: Bus, to: str, out: Outgoing, envelope: Mapping[str, Any]) -> int:
+    """Store a message that another one brought about, if the bus's guard lets it pass; its number.
+
+    Raises:
+        EchoStormError: Nothing was stored, nor counted. Else as the transport's `put`.
+    """
+    is_reply = out.control and "correlation_id" in envelope  # there is one to an ask
+    now_s = time.monotonic()
+    try:
+        bus.guard.check_hops(out.hops)
+        if not is_reply:
+            bus.guard.check_rate(to, now_s)
+    except EchoStormError:
+        bus.stats.hops_refused += 1
+        raise
+    seq = bus.transport.put(to, out)
+    if not is_reply:
+        bus.guard.count(to, now_s)
+    return seq

@@ -41,6 +41,10 @@ RERING_MAX_S = 30.0
 SWEEP_S = 60.0
 #: Hops a message's causal chain may take before it is refused (stops echo storms).
 HOPS_MAX = 16
+#: Messages per minute that one agent may send to another because of messages it got, and how many of them at once: what answers
+#: everything it hears is slowed down before it fills inboxes. Replies to asks and messages without a cause do not count.
+PAIR_RATE_MAX = 600
+PAIR_BURST_MAX = 100
 #: Wait suggested to a sender that met a full inbox.
 INBOX_FULL_RETRY_S = 0.1
 #: Wait suggested to a sender that met a full store.
