@@ -51,18 +51,8 @@ def write_header(directory: str, lane_id: bytes, first: int) -> None:
 
 
 def mark_lost(directory: str, first: int, at: int) -> None:
-    """Put the mark where a commit word should stand; a file that was cut gets the room for it."""
-    path = f"{directory}/{segment_name(first)}"
-    size = os.stat(path, follow_symlinks=False).st_size
-    if at + 8 > size:
-        fd = open_private(path, os.O_RDWR)
-        try:
-            os.posix_fallocate(fd, 0, at + 8)
-            lane_id = os.pread(fd, 16, 8)
-            write_all(fd, segment_header(lane_id, first, at + 8), 0)
-        finally:
-            os.close(fd)
-    _write(path, at, LOST_MARK.to_bytes(8, "little"))
+    """Put the mark where a commit word should stand. A file that was cut there grows by it, and its header is then written anew."""
+    _write(f"{directory}/{segment_name(first)}", at, LOST_MARK.to_bytes(8, "little"))
 
 
 def write_seal(directory: str, lane_id: bytes, first: int, at: int, following: int) -> None:
