@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import time
 
@@ -83,6 +84,8 @@ def main() -> int:
         fetch_programs()
     outcomes: list[Outcome] = []
     began = time.monotonic()
+    # Servers, children and stores go the same way, whoever ends us.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     err = Console(stderr=True)
     try:
         with err.status("benchmarks") as status:

@@ -119,6 +119,7 @@ def _run(call: Callable[[], Any], write_fd: int, life_s: int) -> None:
     try:
         set_parent_death_signal(signal.SIGKILL)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(life_s)
         try:
