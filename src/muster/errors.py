@@ -143,8 +143,7 @@ class OutboxFullError(BusError):
 
 
 class EchoStormError(BusError):
-    """A chain of messages that cause each other is too long (`retry_after_s` is None), or one pair of agents has too many of them;
-    nothing was written."""
+    """A chain of messages that cause each other is too long (`retry_after_s` is None), or one pair has too many; nothing was written."""
 
     code = "bus.echo_storm"
 

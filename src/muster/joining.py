@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from muster.bus.bus import Bus
 from muster.bus.store import add_agent, create_store, open_store
 from muster.core.names import agent_id
+from muster.core.settings import check_overflow
+from muster.errors import StoreError
 from muster.security.keys import Keyring, load_master
 
 if TYPE_CHECKING:
@@ -21,11 +23,19 @@ DEFAULT_FLEET = "default"
 class Joining:
     """What `join` returns: `async with` it, or `await` it and close the bus yourself."""
 
-    def __init__(self, agent: str, fleet: str | None, store: str | os.PathLike[str] | None, wait_s: float) -> None:
+    def __init__(
+        self,
+        agent: str,
+        fleet: str | None,
+        store: str | os.PathLike[str] | None,
+        wait_s: float,
+        overflow: str | None,
+    ) -> None:
         self._agent = agent_id(agent)
         self._fleet = fleet
         self._store = store
         self._wait_s = wait_s
+        self._overflow = None if overflow is None else check_overflow(overflow)
         self._bus: Bus | None = None
 
     async def _open(self) -> Bus:
@@ -34,6 +44,12 @@ class Joining:
         self._bus = await Bus.open(
             store, self._agent, Keyring.from_master(load_master(store), self._agent), wait_s=self._wait_s
         )
+        if self._overflow is not None:
+            try:
+                self._bus.transport.set_overflow(self._overflow)
+            except OSError as error:
+                await self._bus.close()
+                raise StoreError(f"the inbox of {self._agent} cannot be told its overflow: {error.strerror}") from None
         return self._bus
 
     def _place(self) -> Path:
@@ -67,7 +83,12 @@ class Joining:
 
 
 def join(
-    agent: str, *, fleet: str | None = None, store: str | os.PathLike[str] | None = None, wait_s: float = 0.0
+    agent: str,
+    *,
+    fleet: str | None = None,
+    store: str | os.PathLike[str] | None = None,
+    wait_s: float = 0.0,
+    overflow: str | None = None,
 ) -> Joining:
     """Take an identity on a fleet's bus; the agent is put on the roster if it is new, and the store is made if there is none.
 
@@ -76,8 +97,13 @@ def join(
         fleet: Name of the fleet; else the one this process was started in, MUSTER_FLEET, the nearest fleet.toml, or "default".
         store: Directory of the fleet's store, instead of a name.
         wait_s: Wait this long for an identity that another process holds.
+        overflow: What senders meet once this inbox is full. "refuse": InboxFullError, at once. "wait": `send` waits up to
+            `limits.OVERFLOW_WAIT_S` for room. "evict_oldest": the oldest normal messages that were not taken make room; each leaves a
+            tombstone, a numbered gap here (`Bus.gaps`) and `evicted` in its sender's receipt. It is remembered with the inbox; None
+            leaves it as it is, and that is "refuse" for a new one.
 
     Raises:
-        InvalidNameError: At once. On entering: IdentityBusyError, UnsafePermissionsError, StoreUnsuitableError, StoreTooSmallError.
+        InvalidNameError, ConfigError: At once. On entering: IdentityBusyError, RosterFullError, UnsafePermissionsError,
+            StoreUnsuitableError, StoreTooSmallError.
     """
-    return Joining(agent, fleet, store, wait_s)
+    return Joining(agent, fleet, store, wait_s, overflow)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from muster.core.settings import DEFAULTS
 from muster.core.spec import roster
 from muster.errors import ConfigError, InvalidNameError, MusterError
 from muster.fleet import config
@@ -80,6 +81,13 @@ def test_a_fleet_without_a_name_is_called_like_its_directory(tmp_path: Path) -> 
         ('[fleet]\nprofile = "prod"', ["'prod'", "'production'"]),
         ("[agents.a]\ncount = 501", ["501", "production", "500"]),
         ('[fleet]\nprofile = "development"\n[agents.a]\ncount = 11', ["development", "10"]),
+        ('[agents.a]\noverflow = "evict"', ["[agents.a] overflow", "'evict'"]),
+        ("[bus]\nlane_mesages_max = 3", ["'lane_mesages_max'", "[bus]", "'lane_messages_max'"]),
+        ("[buss]\ndurable = true", ["'buss'", "'bus'"]),
+        ("[bus]\ndurable = 1", ["[bus] durable", "bool"]),
+        ("[bus]\nlane_messages_max = 0", ["[bus] lane_messages_max", "at least 1", "fleet.toml"]),
+        ("[bus]\ninbox_messages_max = 100", ["[bus] inbox_messages_max", "4,000"]),
+        ("[bus]\nagents_max = 12\n[agents.a]\ncount = 10", ["[bus] agents_max", "12", "13"]),
         ("fleet = 3", ["[fleet]", "table"]),
         ("agents = [1]", ["agents"]),
         ("[fleet", ["TOML"]),
@@ -92,6 +100,21 @@ def test_a_mistake_is_one_sentence_that_names_the_place(tmp_path: Path, text: st
         assert word in caught.value.message
     assert "\n" not in caught.value.message
     assert caught.value.exit_status == 2
+
+
+def test_the_bus_table_becomes_the_settings_of_the_store_and_what_is_absent_its_default(tmp_path: Path) -> None:
+    text = "[bus]\ndurable = true\nagents_max = 13\ninbox_messages_max = 400\n[agents.a]\ncount = 10"
+    loaded = load(tmp_path, text)
+    settings = loaded.bus_settings()
+    assert (settings.durable, settings.agents_max, settings.inbox_messages_max) == (True, 13, 400)
+    assert settings.lane_messages_max == DEFAULTS.lane_messages_max
+    assert loaded.written_bus() == {"durable": True, "agents_max": 13, "inbox_messages_max": 400}
+    assert load(tmp_path, "[agents.a]").bus_settings().render() == DEFAULTS.render()
+
+
+def test_a_kind_says_what_the_senders_of_its_agents_meet(tmp_path: Path) -> None:
+    text = '[agents.a]\noverflow = "evict_oldest"\n[agents.b]\n'
+    assert [kind.overflow for kind in load(tmp_path, text).spec("").agents] == ["evict_oldest", None]
 
 
 @pytest.mark.parametrize("name", ["..", "a b", "a.b", "ä", "x" * 65, "coordinator"])

@@ -8,9 +8,10 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from muster.bus.transports.lanes import inspect, layout
+from muster.bus.transports.lanes import inspect, layout, locks, overflow
 from muster.bus.transports.lanes.deadletters import list_letters
 from muster.bus.transports.lanes.layout import add_agent, has_agent, read_settings, roster
+from muster.core.settings import DEFAULTS
 from muster.errors import FleetNotRunningError, StoreVersionError
 from muster.security.keys import create_master, load_master, master_path
 from muster.security.permissions import check_private, make_private_dir, read_private, write_private
@@ -28,6 +29,7 @@ __all__ = [
     "read_spec",
     "remove_store",
     "roster",
+    "set_overflow",
     "unread",
     "write_spec",
 ]
@@ -41,19 +43,37 @@ def create_store(store: Path, settings: BusSettings | None = None) -> Path:
     Raises:
         UnsafePermissionsError: Something is there that is a link, somebody else's or open to others; it was not used.
     """
-    for directory in (store, store / "keys", store / "agents", store / "sockets"):
-        make_private_dir(directory)
-    if settings is not None:
+    make_private_dir(store)
+    # Before its first agent: credit may be out that was reckoned by the settings which held until now. Defaults need no file.
+    if settings is not None and settings.render() != DEFAULTS.render() and not (store / "agents").exists():
         with contextlib.suppress(FileExistsError):
             layout.write_settings(store, settings)
+    for directory in (store / "keys", store / "agents", store / "sockets"):
+        make_private_dir(directory)
     if not master_path(store).exists():
         with contextlib.suppress(FileExistsError):  # another process made it just now: that one counts
             create_master(store)
-    for name in os.listdir(store / "keys"):
-        if name.startswith("tmp-"):  # of a process that died while it made the key; one that lives has lost the race
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(store / "keys" / name)
+    for directory in (store, store / "keys"):
+        for name in os.listdir(directory):
+            if name.startswith("tmp-"):  # of a process that died while it made this; one that lives has lost the race
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(directory / name)
     return store
+
+
+def set_overflow(store: Path, agent: str, policy: str) -> None:
+    """Set what senders meet when the inbox of `agent` is full, unless a living process holds it: that one decides.
+
+    Raises:
+        ConfigError: There is no such policy.
+    """
+    base = layout.agent_dir(store, agent)
+    if overflow.read_policy(base) == policy or not locks.acquire(f"{base}/inbox.lock"):
+        return
+    try:
+        overflow.write_policy(base, policy)
+    finally:
+        locks.release(f"{base}/inbox.lock")
 
 
 def open_store(store: Path) -> Path:

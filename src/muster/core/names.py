@@ -13,6 +13,10 @@ _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}", re.ASCII)
 
 COORDINATOR = AgentId("coordinator")
 OPERATOR = AgentId("operator")
+#: Who asks the coordinator for its status while the operator is busy.
+OBSERVER = AgentId("observer")
+#: The identities of every fleet beside its agents.
+COMPANIONS = (COORDINATOR, OPERATOR, OBSERVER)
 
 #: Names that only muster's own processes may join as; people and workers get InvalidNameError for them.
 RESERVED: frozenset[str] = frozenset({"coordinator", "spawner", "muster", "new", "tmp", "all", "workers"})

@@ -11,6 +11,7 @@ from typing import Literal
 import msgspec
 
 from muster.core import limits
+from muster.core.names import COMPANIONS
 
 
 class AgentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -35,6 +36,9 @@ class AgentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     timeout_s: float | None = None
     stop_signal: str = "TERM"
     kill_grace_s: float = limits.KILL_GRACE_S
+    #: What senders meet when such an agent's inbox is full. None: "refuse" for agents that muster runs; a program that takes a plain inbox
+    #: decides by itself.
+    overflow: Literal["refuse", "wait", "evict_oldest"] | None = None
 
     def agent_ids(self) -> list[str]:
         """The ids of this kind: the name itself for one, name-1 … name-N for more."""
@@ -95,6 +99,11 @@ class FleetSpec(msgspec.Struct, frozen=True, kw_only=True):
 def roster(spec: FleetSpec) -> list[str]:
     """Every agent's id but the coordinator's and the operator's, in start order."""
     return [agent for kind in spec.agents for agent in kind.agent_ids()]
+
+
+def identities(spec: FleetSpec) -> int:
+    """How many identities the fleet's store must have room for at least."""
+    return len(roster(spec)) + len(COMPANIONS)
 
 
 def workers(spec: FleetSpec) -> dict[str, tuple[str, ...]]:

@@ -17,7 +17,8 @@ import msgspec
 
 from muster.core import limits
 from muster.core.names import agent_id, fleet_name
-from muster.core.spec import AgentSpec, FleetSpec, RetrySpec
+from muster.core.settings import BusSettings
+from muster.core.spec import AgentSpec, FleetSpec, RetrySpec, identities
 from muster.errors import ConfigError, InvalidNameError
 from muster.fleet.durations import parse_duration
 from muster.fleet.profiles import DEFAULT, PROFILES
@@ -40,6 +41,21 @@ class AgentTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     timeout: Duration | None = None
     stop_signal: str = "TERM"
     kill_grace: Duration = limits.KILL_GRACE_S
+    overflow: Literal["refuse", "wait", "evict_oldest"] | None = None
+
+
+class BusTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """`[bus]`: bounds of the fleet's store, under the names that `BusSettings` explains. What is absent has its default."""
+
+    durable: bool | None = None
+    agents_max: int | None = None
+    lane_messages_max: int | None = None
+    lane_bytes_max: int | None = None
+    inbox_messages_max: int | None = None
+    outbox_messages_max: int | None = None
+    outbox_bytes_max: int | None = None
+    fleet_messages_max: int | None = None
+    fleet_bytes_max: int | None = None
 
 
 class FleetTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -58,6 +74,8 @@ class FleetTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     debug: bool = False
 
 
+#: What may stand at the top level.
+TABLES = ("fleet", "bus", "agents")
 #: Keys of `[fleet]` that MUSTER_<KEY> sets. The name is chosen by MUSTER_FLEET, which selects a fleet and renames none.
 ENVIRONMENT_KEYS: tuple[str, ...] = tuple(key for key in FleetTable.__struct_fields__ if key != "name")
 
@@ -70,7 +88,35 @@ class FleetConfig:
     name: str
     fleet: FleetTable
     agents: dict[str, AgentTable]
+    bus: BusTable
     origins: dict[str, str] = field(default_factory=dict)
+
+    def written_bus(self) -> dict[str, int]:
+        """The keys of `[bus]` that somebody wrote."""
+        written: dict[str, int] = msgspec.to_builtins(self.bus)
+        return written
+
+    def bus_settings(self) -> BusSettings:
+        """The bounds of a new store of this fleet; there is room on its roster for every agent of the file.
+
+        Raises:
+            ConfigError: A value is out of range, or too small for the agents of the file.
+        """
+        written = self.written_bus()
+        needed = identities(self.spec(""))
+        if written.get("agents_max", needed) < needed:
+            raise ConfigError(
+                f"{self.path}: [bus] agents_max = {written['agents_max']:,} is too small: this file's agents, the coordinator and its "
+                f"companions are {needed:,}",
+                key="bus.agents_max",
+                source=str(self.path),
+            )
+        written.setdefault("agents_max", max(limits.AGENTS_MAX, needed))
+        try:
+            return BusSettings(**written)
+        except ConfigError as error:
+            text = error.message.replace("bus.", "[bus] ", 1)
+            raise ConfigError(f"{self.path}: {text}", key=str(error.facts["key"]), source=str(self.path)) from None
 
     def spec(self, store_id: str) -> FleetSpec:
         """The fleet as every process of it will read it."""
@@ -111,14 +157,15 @@ def load(
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}", source=str(path)) from None
     for key in document:
-        if key not in ("fleet", "agents"):
-            raise _unknown(key, ("fleet", "agents"), str(path), "the top level")
+        if key not in TABLES:
+            raise _unknown(key, TABLES, str(path), "the top level")
     written = _table(document.get("fleet", {}), FleetTable, path, "[fleet]")
     layered, origins = _layered(written, dict(flags or {}), os.environ if environ is None else environ, path)
     fleet = _convert(layered, FleetTable, path, "[fleet]")
     agents = _agents(document.get("agents"), path)
+    bus = _convert(_table(document.get("bus", {}), BusTable, path, "[bus]"), BusTable, path, "[bus]")
     name = fleet_name(fleet.name if fleet.name is not None else path.absolute().parent.name)
-    config = FleetConfig(path=path, name=name, fleet=fleet, agents=agents, origins=origins)
+    config = FleetConfig(path=path, name=name, fleet=fleet, agents=agents, bus=bus, origins=origins)
     _check(config)
     return config
 
@@ -207,6 +254,7 @@ def _check(config: FleetConfig) -> None:
         if getattr(table, key) < least:
             raise ConfigError(f"{path}: [fleet] {key} must be at least {least}", key=key, source=str(path))
     config.spec("")  # parses every duration
+    config.bus_settings()
     seen: dict[str, str] = {}
     for name, agent in config.agents.items():
         place = f"[agents.{name}]"
@@ -258,6 +306,7 @@ def _agent_spec(name: str, table: AgentTable, path: Path) -> AgentSpec:
         timeout_s=None if table.timeout is None else parse_duration(table.timeout, f"{place} timeout"),
         stop_signal=_signal_name(table.stop_signal, place),
         kill_grace_s=parse_duration(table.kill_grace, f"{place} kill_grace"),
+        overflow=table.overflow,
     )
 
 

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from muster.bus.store import add_agent, create_store, remove_store, write_spec
+from muster.core import limits
 from muster.core import spec as specs
 from muster.core.names import COORDINATOR, OPERATOR, fleet_name
+from muster.core.settings import BusSettings
 from muster.errors import FleetRunningError, MusterError, StoreUnsuitableError
 from muster.fleet import leftovers, places
 from muster.fleet.entries import entries
@@ -109,7 +111,7 @@ def _make_store(options: RunOptions) -> tuple[FleetSpec, Path]:
         store_id = secrets.token_hex(16)
         spool = places.spool_of(store_id, options.store_root)
         spec = options.spec(name=name, store_id=store_id, spool=spool)
-        create_store(store)
+        create_store(store, BusSettings(agents_max=max(limits.AGENTS_MAX, specs.identities(spec))))
         write_spec(store, spec)
         for agent in (COORDINATOR, OPERATOR, *specs.roster(spec)):
             add_agent(store, agent)

@@ -16,7 +16,7 @@ import msgspec
 from muster.agent.status import read_status
 from muster.bus.bus import Bus
 from muster.bus.store import add_agent, has_agent
-from muster.core.names import COORDINATOR, OPERATOR
+from muster.core.names import COORDINATOR, OBSERVER, OPERATOR
 from muster.core.protocol import TYPE_OF, FleetStatus, StatusAsk
 from muster.errors import IdentityBusyError, MusterError
 from muster.fleet import places, processes
@@ -24,8 +24,6 @@ from muster.security.keys import Keyring, load_master
 
 #: How long the coordinator may take to answer before status goes by pages and kernel alone.
 ANSWER_S = 3.0
-#: Asks while the operator's seat is taken by a `muster run` in front.
-OBSERVER = "observer"
 
 
 def status_of(fleet: places.Fleet, answer_s: float = ANSWER_S) -> dict[str, Any]:

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from muster.agent.status import read_status
-from muster.bus.store import add_agent, create_store, write_spec
+from muster.bus.store import add_agent, create_store, read_settings, set_overflow, write_spec
 from muster.core import spec as specs
 from muster.core.names import COORDINATOR, OPERATOR
+from muster.core.settings import REFUSE
 from muster.errors import (
     CommandNotFoundError,
     ConfigError,
@@ -55,6 +56,8 @@ class Started:
     signals: list[int] = field(default_factory=list)
     #: Where the logs of earlier lives end.
     log_marks: dict[Path, tuple[int, int]] = field(default_factory=dict)
+    #: Sentences for whoever started it.
+    notices: list[str] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -79,19 +82,62 @@ def start(file: Path, flags: dict[str, Any], *, store_root: str | None, detach: 
     leftovers.reclaim_quietly(store_root)
     root = places.make_private(places.state_root(store_root))
     places.check_room(root, len(specs.roster(spec)))
+    if settings.bus.durable:
+        _check_disk(root)
     store = _open_or_make(root, spec.name)
     # Another life of the same store keeps its id: processes of the earlier life are then found by it, and killed by the spawner.
     store_id = str((places.load_spec(store) or {}).get("store_id") or secrets.token_hex(16))
     spec = settings.spec(store_id)
-    create_store(store)
+    create_store(store, settings.bus_settings())
+    notices = _kept_settings(settings, store)
     write_spec(store, spec)
     for agent in (COORDINATOR, OPERATOR, *specs.roster(spec)):
         add_agent(store, agent)
+    _set_overflow(store, spec)
     noted: list[int] = []
     if not detach:  # behind, Ctrl-C ends the waiting, not the fleet
         note_signals(noted)
     marks = logs.marks(store)
-    return Started(spec, store, start_spawner(store, entries(), foreground=not detach), started_at, noted, marks)
+    spawner = start_spawner(store, entries(), foreground=not detach)
+    return Started(spec, store, spawner, started_at, noted, marks, notices)
+
+
+def _check_disk(root: Path) -> None:
+    from muster.bus.transports.lanes import probe
+
+    kind = probe.filesystem_of(root)
+    if kind in probe.VOLATILE:
+        raise StoreUnsuitableError(
+            f"durable = true needs a disk, and {root} is on {kind}; choose another place with --store", filesystem=kind
+        )
+
+
+def _kept_settings(settings: config.FleetConfig, store: Path) -> list[str]:
+    """A store keeps the bounds that it was made with, because its lanes reckon with them: say so where fleet.toml asks for others.
+
+    Raises:
+        ConfigError: It asks for messages that survive a power cut, and this store cannot promise that.
+    """
+    kept = read_settings(store)
+    others = [key for key, value in settings.written_bus().items() if getattr(kept, key) != value]
+    if not others:
+        return []
+    told = ", ".join(f"{key} = {getattr(kept, key)!s}".lower() for key in others)
+    sentence = (
+        f"the store of {settings.name!r} keeps the [bus] settings it was made with ({told}); "
+        f"for those of {settings.path} give the fleet another name, or remove {store} once it is read"
+    )
+    if "durable" in others and settings.bus.durable:
+        raise ConfigError(sentence, key="bus.durable", source=str(settings.path))
+    return [sentence]
+
+
+def _set_overflow(store: Path, spec: FleetSpec) -> None:
+    for kind in spec.agents:
+        policy = kind.overflow or (REFUSE if kind.command or kind.handler else None)
+        if policy is not None:
+            for agent in kind.agent_ids():
+                set_overflow(store, agent, policy)
 
 
 def _check_kind(kind: AgentSpec) -> None:

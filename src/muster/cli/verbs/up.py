@@ -42,6 +42,8 @@ def command(file: Path | None, as_json: bool, store: str | None, detach: bool, r
     if chosen.is_dir():
         chosen /= "fleet.toml"
     fleet = up.start(chosen, flags, store_root=store, detach=detach)
+    for notice in fleet.notices:
+        sys.stderr.write(safe(f"muster: {notice}") + "\n")
     missing = up.wait_ready(fleet, parse_duration(ready, "--wait"))
     count = len(up.hosted(fleet.spec))
     took_s = time.monotonic() - fleet.started_at

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from muster.bus.transports.lanes.words import PAGE, allocate, value_of, word
 from muster.errors import StoreTooSmallError, StoreUnsuitableError
@@ -32,6 +32,10 @@ REFUSED = frozenset(
         "vboxsf",
     }
 )
+
+
+#: File systems that forget everything when the machine goes down.
+VOLATILE: Final = frozenset({"tmpfs", "ramfs"})
 
 
 def filesystem_of(path: Path) -> str:
