@@ -80,6 +80,57 @@ def test_damage_behind_a_full_window_is_healed_once_acks_make_room(
     assert tuple(reported) == lost
 
 
+def other_version(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(28)
+        file.write((99).to_bytes(4, "little"))
+
+
+def link_instead(path: Path) -> None:
+    path.rename(path.with_name("elsewhere"))
+    path.symlink_to(path.with_name("elsewhere"))
+
+
+HARMS = {
+    "the lane page has another version": lambda store: other_version(store / "agents/alice/outbox/bob/lane"),
+    "the cursor has another version": lambda store: other_version(store / "agents/bob/inbox/alice.cursor"),
+    "the cursor is short": lambda store: os.truncate(store / "agents/bob/inbox/alice.cursor", 100),
+    "the cursor is a link": lambda store: link_instead(store / "agents/bob/inbox/alice.cursor"),
+    "the cursor is open to others": lambda store: (store / "agents/bob/inbox/alice.cursor").chmod(0o644),
+    "a segment is open to others": lambda store: (store / f"agents/alice/outbox/bob/{1:020d}.seg").chmod(0o644),
+    "a segment is a link": lambda store: link_instead(store / f"agents/alice/outbox/bob/{1:020d}.seg"),
+    "the folder of dead letters is gone": lambda store: (store / "agents/bob/inbox/dead").rmdir(),
+}
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_harm_to_one_lane_leaves_the_others_readable(store: Path, join: Joined, harm: str) -> None:
+    alice, bob, carol = join("alice"), join("bob"), join("carol")
+    alice.post("bob", "first")
+    assert finish_all(bob) == ["first"]
+    alice.post("bob", "second")
+    die(bob)
+    HARMS[harm](store)
+    carol.post("bob", "whole")
+    bob = join("bob")
+    assert "whole" in finish_all(bob)
+    assert ("alice" in lanes(bob).inbox.unreadable) == ("folder" not in harm), "what cannot be read is named"
+
+
+def test_a_damaged_base_is_found_by_the_ring_of_verdicts(store: Path, join: Joined) -> None:
+    """Also where numbers have gone round the ring, and the segments of the first are long gone."""
+    alice, bob = join("alice"), join("bob")
+    for n in range(3 * cursor.WINDOW):
+        alice.post("bob", n)
+        assert finish_all(bob) == [n]
+    die(bob)
+    with (store / "agents/bob/inbox/alice.cursor").open("r+b") as file:
+        file.seek(cursor.ACKED_BASE * 8)
+        file.write(b"\xff" * 8)
+    alice.post("bob", "next")
+    assert finish_all(join("bob")) == ["next"]
+
+
 # ---------------------------------------------------------------------- a store without room
 
 

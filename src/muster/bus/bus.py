@@ -105,7 +105,7 @@ class Bus:
         upkeep.pause_s = limits.RERING_S
         if upkeep.reminder is None:
             upkeep.remind_later()
-        return Receipt(self, to, seq, out.message_id, out.control)
+        return Receipt(self, to, seq, out, envelope.get("message_id") if envelope else None)
 
     def post_struct(self, to: str, struct: Any, *, priority: str = "normal", message_id: str | None = None) -> Receipt:
         """`post` of one of muster's own messages (`core.protocol`); its type is found from its class."""
@@ -159,7 +159,7 @@ class Bus:
             raise UsageError("ask needs a bus that consumes its inbox, in a running loop")
         deadline = time.monotonic() + timeout_s
         receipt = await self.send(to, body, type=type, wait_s=timeout_s, reply_to=self.id, **envelope)
-        asked = envelope.get("message_id") or receipt.id
+        asked = receipt.id
         future: asyncio.Future[Message | None] = self._loop.create_future()
         self._asks[asked] = future
         timer = self._loop.call_later(max(0.0, deadline - time.monotonic()), set_done, future)

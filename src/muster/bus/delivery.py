@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from muster.bus.bus import Bus
     from muster.bus.transport import Inbound
+    from muster.core.codec import Outgoing
 
 T = TypeVar("T")
 
@@ -141,18 +142,20 @@ class Delivery:
 class Receipt:
     """What `send` returns: the message is stored. `state` and `wait_acked` tell the truth of what became of it since."""
 
-    __slots__ = ("_bus", "control", "raw_id", "recipient", "seq")
+    __slots__ = ("_bus", "_explicit", "control", "raw_id", "recipient", "seq")
 
-    def __init__(self, bus: Bus, recipient: str, seq: int, raw_id: bytes, control: bool) -> None:
+    def __init__(self, bus: Bus, recipient: str, seq: int, out: Outgoing, explicit: str | None = None) -> None:
         self._bus = bus
         self.recipient = recipient
         self.seq = seq
-        self.raw_id = raw_id
-        self.control = control
+        self.raw_id = out.message_id
+        self.control = out.control
+        self._explicit = explicit
 
     @property
     def id(self) -> str:
-        return show_id(self.raw_id)
+        """The id as its recipient sees it: the caller's own if it chose one."""
+        return self._explicit or show_id(self.raw_id)
 
     @property
     def state(self) -> str:

@@ -50,7 +50,10 @@ class CreditPool:
         for name in os.listdir(inbox):
             if not name.endswith(".cursor"):
                 continue
-            fd = os.open(f"{inbox}/{name}", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fd = os.open(f"{inbox}/{name}", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            except OSError:  # a link, or somebody else's: no lane of ours is read with it either
+                continue
             try:
                 words = os.pread(fd, 24, 32)
             finally:

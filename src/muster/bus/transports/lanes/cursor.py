@@ -27,6 +27,8 @@ from muster.core import limits
 from muster.security.permissions import open_private
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from muster.bus.transports.lanes.credit import CreditPool
 
 MAGIC: Final = b"MUSTCUR1"
@@ -46,6 +48,16 @@ VERDICTS: Final = {
 }
 
 
+def base_by_ring(finalised: Collection[int]) -> int:
+    """`acked_base` as the numbers in the ring of verdicts prove it: of a full ring the oldest is exactly one window behind the next."""
+    if len(finalised) == WINDOW:
+        return min(finalised) + WINDOW - 1
+    base = 0
+    while base + 1 in finalised:
+        base += 1
+    return base
+
+
 class Cursor:
     """The recipient's own, mapped for writing. Only the holder of `inbox.lock` makes one."""
 
@@ -61,7 +73,8 @@ class Cursor:
         self._pool = pool
         self._words = page.words
         self.taken = self._own(TAKEN)
-        self.acked_base = self._own(ACKED_BASE)
+        base = value_of(self._words[ACKED_BASE])
+        self.acked_base = base_by_ring(self._ring()) if base is None else base
         self.credit = self._own(CREDIT)
         #: Highest number taken before this process came; up to it, what is not finalised was in flight when a process ended.
         self.taken_before = self.taken
@@ -79,6 +92,10 @@ class Cursor:
     def _own(self, index: int) -> int:
         value = value_of(self._words[index])
         return 0 if value is None else value  # our own word is never torn; 0 is safe: slots decide what is finalised
+
+    def _ring(self) -> set[int]:
+        values = (value_of(slot) for slot in self._words[ACKED_RING : ACKED_RING + WINDOW])
+        return {value >> 8 for value in values if value is not None}
 
     def _finalised_in_ring(self, seq: int) -> bool:
         value = value_of(self._words[ACKED_RING + seq % WINDOW])
@@ -168,6 +185,16 @@ class Cursor:
         self._page.close()
 
 
+def make_spares(inbox: str, first: int, count: int) -> list[str]:
+    """Allocate pages that become cursors later; the names of those for which there was room."""
+    made: list[str] = []
+    with contextlib.suppress(OSError):
+        for number in range(first, first + count):
+            os.close(allocate(f"{inbox}/spare-{number}", PAGE, b""))
+            made.append(f"spare-{number}")
+    return made
+
+
 class CursorShelf:
     """An inbox's cursors, with spares allocated ahead so that new lanes can be drained when the store is full."""
 
@@ -186,15 +213,11 @@ class CursorShelf:
 
     def restock(self) -> bool:
         """Fill up to `limits.SPARE_CURSORS` spares; False if the store has no room (what is there stays usable)."""
-        try:
-            while len(self._spares) < limits.SPARE_CURSORS:
-                name = f"spare-{self._next_spare}"
-                self._next_spare += 1
-                os.close(allocate(f"{self._inbox}/{name}", PAGE, b""))
-                self._spares.append(name)
-        except OSError:
-            return False
-        return True
+        missing = limits.SPARE_CURSORS - len(self._spares)
+        made = make_spares(self._inbox, self._next_spare, missing)
+        self._next_spare += missing
+        self._spares += made
+        return len(made) == missing
 
     def open(self, lane: str, lane_id: bytes) -> Cursor:
         """The cursor of `lane`, bound to `lane_id`: the existing one, or a new file that replaces it by rename (never a reset in place).

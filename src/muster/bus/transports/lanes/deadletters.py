@@ -76,9 +76,9 @@ def encode_letter(facts: Mapping[str, Any], raw: bytes) -> bytes:
 
 def clear_torn(inbox: str) -> None:
     """Remove what a process that died left while it stored a letter. Only the holder of `inbox.lock` does this."""
-    for name in os.listdir(f"{inbox}/dead"):
-        if name.startswith("tmp-"):
-            with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir(f"{inbox}/dead"):
+            if name.startswith("tmp-"):
                 os.unlink(f"{inbox}/dead/{name}")
 
 

@@ -21,7 +21,7 @@ from muster.bus.transports.lanes.words import barrier
 from muster.core import limits
 from muster.core.message import Message
 from muster.core.settings import EVICT_OLDEST
-from muster.errors import ForkedBusError
+from muster.errors import ForkedBusError, MusterError
 
 if TYPE_CHECKING:
     from collections import OrderedDict
@@ -53,6 +53,8 @@ class Inbox:
         self._suspect: Inbound | None = None
         self._parked: list[tuple[Inbound, str]] = []
         self.gaps: list[tuple[str, int, int]] = []  # (lane, first, last) lost to damage or evicted, the newest 100
+        #: Lanes that could not be read when they were last looked at, and why: damage that only `muster fsck` mends, another format.
+        self.unreadable: dict[str, Exception] = {}
         self.tombstones: Tombstones | None = None
         self.lookout = Lookout(store, self.agent, stats, self._make_lane)
         self._redriven = RedriveSource(self._base, attempts_max=self.attempts_max)
@@ -171,8 +173,10 @@ class Inbox:
                 try:
                     if not lane.open():
                         return None
-                except OSError:  # full store, no spare cursor: the sweep comes back to it
+                except (OSError, MusterError, ValueError) as error:  # also a full store without a spare cursor
+                    self._set_aside(lane, error)
                     return None
+                self.unreadable.pop(lane.name, None)
                 self._tell_acked(lane, 0)  # the last holder of this inbox may have died before it rang for its last ack
                 continue
             seq = lane.next_seq
@@ -188,6 +192,9 @@ class Inbox:
                 if not heal(self, lane, cursor, damage):
                     return None
                 continue
+            except (OSError, MusterError) as error:
+                self._set_aside(lane, error)
+                return None
             if message is None:
                 if lane.fruitful:
                     lane.fruitful = False
@@ -203,6 +210,11 @@ class Inbox:
             inbound = self._begin(lane, cursor, message)
             if inbound is not None:
                 return inbound
+
+    def _set_aside(self, lane: InLane, error: Exception) -> None:
+        """A lane that cannot be read hurts nobody else; a bell or the sweep comes back to it, `unreadable` tells why meanwhile."""
+        lane.close()
+        self.unreadable[lane.name] = error
 
     def _begin(self, lane: InLane, cursor: cursors.Cursor, message: Message) -> Inbound | None:
         seq = message.seq

@@ -8,6 +8,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from muster.bus.transports.lanes.cursor import make_spares
+from muster.core import limits
 from muster.core.names import agent_id
 from muster.core.settings import DEFAULTS, FILE_NAME, BusSettings, parse_settings
 from muster.errors import InvalidNameError, RosterFullError, StoreError
@@ -56,6 +58,10 @@ def add_agent(store: Path, agent: str) -> None:
     for lock in ("inbox.lock", "outbox.lock"):
         os.close(open_private(str(base / lock), os.O_RDWR | os.O_CREAT))
     _make_senders(store, agent, is_new=is_new)
+    if is_new:
+        make_spares(
+            f"{base}/inbox", 0, limits.SPARE_CURSORS
+        )  # so that it can be drained even if the store is full before it ever starts
     bell = str(base / "bell")
     # The bell is made last: an agent is on the roster once its bell exists.
     if not os.path.lexists(bell):

@@ -39,7 +39,6 @@ class Outbox:
         self.lanes: dict[str, OutLane] = {}
         #: Lanes that were closed to spare descriptors although something in them is not finalised.
         self._asleep: set[str] = set()
-        self._known: set[str] = set()
         self._durable = settings.durable
         self._unflushed: set[OutLane] = set()
         self._messages_max = settings.sender_messages_max
@@ -64,9 +63,6 @@ class Outbox:
             seq = lane.put(out, self._keyring.sign_key(recipient))
         except OSError as error:
             raise refusal(error, f"the message to {recipient} was not stored") from None
-        except UnknownAgentError:  # retired since
-            self._known.discard(recipient)
-            raise
         self._stored_at_most += 1
         if self._durable:
             self._unflushed.add(lane)
@@ -165,13 +161,8 @@ class Outbox:
 
     def knows(self, agent: str) -> bool:
         """Whether `agent` is on the roster. Raises InvalidNameError."""
-        if agent in self._known:
-            return True
         agent_id(agent, allow_reserved=True)
-        if layout.has_agent(self._store, agent):
-            self._known.add(agent)
-            return True
-        return False
+        return layout.has_agent(self._store, agent)
 
     def _existing(self, recipient: str, *, control: bool) -> OutLane | None:
         """The lane, opened again if it was closed for being idle; None if there is none."""

@@ -77,9 +77,7 @@ class OutLane:
         self._use(lane_id)
         # Segments were removed behind our back: the numbers we would give next were taken already and would never be delivered.
         if self._is_rewound() and self._is_rewound():  # twice: a torn word must not cost a lane
-            self._writer.close()
-            self.peer.close()
-            self._ids.close()
+            self.close()
             self._use(self._begin())
 
     def _is_rewound(self) -> bool:

@@ -67,12 +67,7 @@ class CursorFacts:
 
     def base_by_ring(self) -> int:
         """`acked_base` as the ring of verdicts proves it: of a full ring the oldest number is exactly one window behind the next."""
-        if len(self.acked) == WINDOW:
-            return min(self.acked) + WINDOW - 1
-        base = 0
-        while base + 1 in self.acked:
-            base += 1
-        return base
+        return cursors.base_by_ring(self.acked)
 
     def is_finalised(self, seq: int) -> bool:
         return seq <= self.base or seq in self.acked
