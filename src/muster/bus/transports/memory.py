@@ -9,11 +9,15 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from muster.bus.transport import BusStats, Capabilities, Inbound
+from muster.bus.transports.lanes.ids import SLOTS as EXPLICIT_IDS_MAX
+from muster.bus.transports.lanes.tombstones import Tombstone
 from muster.core import limits
-from muster.core.codec import Outgoing, decode_frame, encode_frame
+from muster.core.codec import HEADER, Outgoing, decode_frame, encode_frame
+from muster.core.ids import show_id
 from muster.core.message import Message
-from muster.core.names import agent_id
-from muster.errors import IdentityBusyError, InboxFullError, UnknownAgentError
+from muster.core.names import COORDINATOR, agent_id
+from muster.core.settings import DEFAULTS, EVICT_OLDEST, REFUSE, BusSettings, check_overflow
+from muster.errors import IdentityBusyError, InboxFullError, OutboxFullError, RosterFullError, UnknownAgentError
 from muster.security.keys import Keyring
 
 
@@ -24,25 +28,116 @@ class _Lane:
         self.sender, self.recipient, self.control = sender, recipient, control
         self.lane_id = os.urandom(16)
         self.frames: OrderedDict[int, bytes] = OrderedDict()
+        self.frame_bytes = 0
         self.verdicts: dict[int, str] = {}
         self.attempts: dict[int, int] = {}
-        self.explicit: dict[bytes, int] = {}
+        self.explicit: OrderedDict[bytes, int] = OrderedDict()
         self.next_seq = 1
         self.taken = 0
         self.redeliver: deque[int] = deque()
+
+    def append(self, seq: int, frame: bytes) -> None:
+        self.frames[seq] = frame
+        self.frame_bytes += len(frame)
+        self.next_seq = seq + 1
+
+    def finalise(self, seq: int, verdict: str) -> None:
+        self.verdicts[seq] = verdict
+        self.frame_bytes -= len(self.frames.pop(seq))
+
+    @property
+    def oldest_untaken(self) -> int | None:
+        """The number that would go first, were messages to be evicted. Never a control message, nor one of the coordinator's."""
+        if self.control or self.sender == COORDINATOR:
+            return None
+        return next((seq for seq in self.frames if seq > self.taken), None)
 
 
 class MemoryHub:
     """The shared middle: one per fleet. Keep it while its buses come and go; what was stored stays until it is finalised."""
 
-    def __init__(self, master: bytes | None = None) -> None:
+    def __init__(self, master: bytes | None = None, settings: BusSettings = DEFAULTS) -> None:
         self.master = master or os.urandom(32)
+        self.settings = settings
         self.agents: dict[str, MemoryTransport | None] = {}
         self.lanes: dict[tuple[str, str, bool], _Lane] = {}
+        self.overflow: dict[str, str] = {}
         self.dead: list[tuple[Message, str]] = []
+        #: What was evicted from each inbox, oldest first.
+        self.tombstones: dict[str, list[Tombstone]] = {}
 
     def add_agent(self, agent: str) -> None:
-        self.agents.setdefault(agent_id(agent, allow_reserved=True), None)
+        """Put `agent` on the roster. Raises InvalidNameError, RosterFullError."""
+        agent_id(agent, allow_reserved=True)
+        if agent not in self.agents and len(self.agents) >= self.settings.agents_max:
+            raise RosterFullError(
+                f"the hub has {self.settings.agents_max:,} agents, as many as bus.agents_max allows", agent=agent
+            )
+        self.agents.setdefault(agent, None)
+
+    def lanes_to(self, recipient: str) -> list[_Lane]:
+        return [lane for lane in self.lanes.values() if lane.recipient == recipient]
+
+    def has_credit(self, lane: _Lane) -> bool:
+        """What the cursors of `lanes` say: a floor for every lane, and of the inbox's pool as much as is left."""
+        settings = self.settings
+        if len(lane.frames) >= settings.lane_messages_max:
+            return False
+        lent = sum(max(0, len(other.frames) - settings.credit_floor) for other in self.lanes_to(lane.recipient))
+        return len(lane.frames) < settings.credit_floor or lent < settings.inbox_messages_max - settings.credit_reserved
+
+    def check_quota(self, lane: _Lane, frame_bytes: int) -> None:
+        """Raises OutboxFullError: the sender has all that it may have."""
+        lanes = [other for other in self.lanes.values() if other.sender == lane.sender]
+        stored = sum(len(other.frames) for other in lanes)
+        held = sum(other.frame_bytes for other in lanes) + frame_bytes
+        settings = self.settings
+        if (
+            stored >= settings.sender_messages_max
+            or held > settings.sender_bytes_max
+            or lane.frame_bytes + frame_bytes > settings.lane_bytes_max
+        ):
+            raise OutboxFullError(
+                f"{lane.sender} has {stored:,} messages stored and unacked, all that it may have",
+                retry_after_s=limits.INBOX_FULL_RETRY_S,
+                agent=lane.sender,
+            )
+
+    def evict_for(self, lane: _Lane) -> bool:
+        """Make room on `lane` as its recipient wishes. Whoever is away has only the sender's own messages evicted."""
+        if self.overflow.get(lane.recipient) != EVICT_OLDEST:
+            return False
+        peer = self.agents[lane.recipient]
+        while not self.has_credit(lane):
+            lanes = (
+                [lane]
+                if peer is None or len(lane.frames) >= self.settings.lane_messages_max
+                else self.lanes_to(lane.recipient)
+            )
+            found = [(other, seq) for other in lanes if (seq := other.oldest_untaken) is not None]
+            if not found:
+                return False
+            oldest, seq = min(found, key=lambda entry: HEADER.unpack_from(entry[0].frames[entry[1]])[11])
+            self._evict(oldest, seq, peer)
+        return True
+
+    def _evict(self, lane: _Lane, seq: int, peer: MemoryTransport | None) -> None:
+        head = HEADER.unpack_from(lane.frames[seq])
+        stone = Tombstone(lane.sender, seq, show_id(head[10]), head[7], time.time_ns())
+        self.tombstones.setdefault(lane.recipient, []).append(stone)
+        lane.taken = max(lane.taken, seq)
+        lane.finalise(seq, "evicted")
+        if peer is not None:
+            peer.stats.evicted += 1
+            peer.stats.gaps += 1
+            peer.gaps = [*peer.gaps[-99:], (lane.sender, seq, seq)]
+        self.tell_acked(lane)
+
+    def tell_acked(self, lane: _Lane) -> None:
+        """Ring a sender: something of it was finalised."""
+        sender = self.agents.get(lane.sender)
+        if sender is not None:
+            sender.hear_ack()
 
     def transport(self, agent: str) -> MemoryTransport:
         """Take the identity. Raises UnknownAgentError, IdentityBusyError."""
@@ -70,6 +165,7 @@ class MemoryTransport:
         self._turn = 0
         self.on_ready: Callable[[], None] = lambda: None
         self._listening: frozenset[str] | None = None
+        self.gaps: list[tuple[str, int, int]] = []
         for lane in hub.lanes.values():  # what was in hand when the last holder went is delivered again
             if lane.recipient == agent:
                 lane.redeliver = deque(seq for seq in range(1, lane.taken + 1) if seq not in lane.verdicts)
@@ -81,6 +177,14 @@ class MemoryTransport:
         except BlockingIOError:
             pass
 
+    def hear_ack(self) -> None:
+        self._acked = True
+        self.ring()
+
+    def set_overflow(self, policy: str) -> None:
+        """What senders meet when this inbox is full. Raises ConfigError."""
+        self._hub.overflow[self.agent] = check_overflow(policy)
+
     def put(self, recipient: str, out: Outgoing) -> int:
         if not self.knows(recipient):
             raise UnknownAgentError(f"there is no agent {recipient!r} in this hub", agent=recipient)
@@ -90,15 +194,22 @@ class MemoryTransport:
             self._hub.lanes[self.agent, recipient, out.control] = lane
         if out.explicit and out.message_id in lane.explicit:
             return lane.explicit[out.message_id]
-        if lane.next_seq - 1 - len(lane.verdicts) >= limits.LANE_CREDIT:
-            raise InboxFullError(
-                f"{recipient} grants no more messages", retry_after_s=limits.INBOX_FULL_RETRY_S, recipient=recipient
-            )
         seq = lane.next_seq
-        lane.frames[seq] = encode_frame(out, lane.lane_id, seq, self._keyring.sign_key(recipient))
-        lane.next_seq += 1
+        frame = encode_frame(out, lane.lane_id, seq, self._keyring.sign_key(recipient))
+        self._hub.check_quota(lane, len(frame))
+        if not self._hub.has_credit(lane) and not self._hub.evict_for(lane):
+            raise InboxFullError(
+                f"{recipient} grants no more messages",
+                retry_after_s=limits.INBOX_FULL_RETRY_S,
+                recipient=recipient,
+                overflow=self._hub.overflow.get(recipient, REFUSE),
+                control=out.control,
+            )
+        lane.append(seq, frame)
         if out.explicit:
             lane.explicit[out.message_id] = seq
+            if len(lane.explicit) > EXPLICIT_IDS_MAX:
+                lane.explicit.popitem(last=False)
         self.stats.sent += 1
         peer = self._hub.agents[recipient]
         if peer is not None:
@@ -133,6 +244,8 @@ class MemoryTransport:
                 seq = lane.redeliver.popleft()
             elif lane.taken + 1 < lane.next_seq:
                 seq = lane.taken = lane.taken + 1
+                if seq in lane.verdicts:
+                    continue
             else:
                 return None
             key = self._keyring.verify_key(lane.sender)
@@ -161,12 +274,8 @@ class MemoryTransport:
         lane: Any = inbound.lane
         if inbound.message.seq in lane.verdicts:
             return False
-        lane.verdicts[inbound.message.seq] = verdict
-        lane.frames.pop(inbound.message.seq, None)
-        peer = self._hub.agents.get(lane.sender)
-        if peer is not None:
-            peer._acked = True
-            peer.ring()
+        lane.finalise(inbound.message.seq, verdict)
+        self._hub.tell_acked(lane)
         return True
 
     def ack(self, inbound: Inbound) -> bool:
@@ -240,9 +349,7 @@ class MemoryTransport:
         return sorted(self._hub.agents)
 
     def depth(self, agent: str) -> int:
-        return sum(
-            lane.next_seq - 1 - len(lane.verdicts) for lane in self._hub.lanes.values() if lane.recipient == agent
-        )
+        return sum(len(lane.frames) for lane in self._hub.lanes_to(agent))
 
     @property
     def is_ready(self) -> bool:
