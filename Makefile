@@ -19,7 +19,7 @@ export RUFF_CACHE_DIR := build/cache/ruff
 export MYPY_CACHE_DIR := build/cache/mypy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test crash check bench soak docs format lock clean
+.PHONY: help setup demo test crash storm check bench soak docs format lock clean
 
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
@@ -42,7 +42,10 @@ test: $(READY)  ## run the tests (T=tests/unit for a part)
 
 crash: $(READY)  ## strike every crash point of the bus, then a storm of kills (UPDATE=1 writes the list of points anew)
 	@$(PY) -m tests.crash $(if $(UPDATE),--update)
-	@$(PY) -m tests.storm
+	@$(PY) -m tests.storm $(STORM)
+
+storm: $(READY)  ## only the storm (STORM="--kills 5000 --messages 5000000" for the long one)
+	@$(PY) -m tests.storm $(STORM)
 
 check: $(READY)  ## lint, format, types, documentation, structure
 	@echo "check: ruff"
