@@ -18,7 +18,7 @@ from muster.core.message import FLAG_EXPLICIT_ID
 from muster.core.names import COORDINATOR
 from muster.core.settings import EVICT_OLDEST
 from muster.errors import InboxFullError, OutboxFullError, StoreFullError, UnknownAgentError
-from muster.security.permissions import make_private_dir, open_private
+from muster.security.permissions import make_private_dir, open_private, sync_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -113,6 +113,9 @@ class OutLane:
         from pathlib import Path
 
         lane_id = os.urandom(16)
+        if self._durable:
+            with contextlib.suppress(FileNotFoundError):  # our name there comes before the lane, on the disk, too
+                sync_path(f"{self._recipient_directory}/senders")
         make_private_dir(Path(self._directory))
         temporary = f"{self._directory}/tmp-lane-{os.getpid()}"
         content = page_header(MAGIC, lane_id) + b"".join(word(0).to_bytes(8, "little") for _ in range(4))
@@ -322,10 +325,12 @@ class OutLane:
         barrier()
 
     def number_for_room(self) -> int:
-        """The number whose verdict brings new credit: what a sender that waits for room asks to be rung for."""
+        """The number whose verdict brings new credit: what a sender that waits for room asks to be rung for.
+
+        The very next one: a recipient that takes a minute for each message must not keep its sender waiting for a part of the window.
+        """
         self.peer.refresh()
-        base = self.peer.acked_base
-        return base + max(1, (self.peer.credit - base) >> 3)
+        return self.peer.acked_base + 1
 
     def state(self, seq: int) -> str:
         """What became of `seq`: stored, taken, acked, dead, expired, …; `finalised` when the verdict is no longer known."""
