@@ -27,8 +27,10 @@ _COUNTED = (
     "nacked",
     "dead",
     "expired",
+    "evicted",
     "refused_full",
     "bad_frames",
+    "unreadable",
     "gaps",
     "rerings",
     "sweeps_found",
@@ -113,8 +115,10 @@ class Pulse:
     def _publish(self, runner: Runner, vitals: Vitals, *, with_depth: bool) -> None:
         page = runner.page
         page.beat()
-        page.set("pss_bytes", vitals.pss_bytes // max(1, len(self._runners)))
-        page.set("fds", vitals.fds)
+        # What belongs to the process is shared out: a page speaks for one agent.
+        hosted = max(1, len(self._runners))
+        page.set("pss_bytes", vitals.pss_bytes // hosted)
+        page.set("fds", vitals.fds // hosted)
         page.set("loop_lag_us", int(vitals.loop_lag_s * 1e6))
         if with_depth:
             page.set("inbox_depth", runner.bus.depth())

@@ -29,7 +29,7 @@ class Capabilities:
 @dataclass(slots=True)
 class BusStats:
     """Counts since the bus was opened. `sweeps_found` stays 0 while the bell works; `rerings` counts reminders to
-    recipients that let messages wait for more than a second.
+    recipients that let messages wait for more than a second; `unreadable` counts lanes that were left aside.
     """
 
     sent: int = 0
@@ -41,6 +41,7 @@ class BusStats:
     evicted: int = 0
     refused_full: int = 0
     bad_frames: int = 0
+    unreadable: int = 0
     bad_hints: int = 0
     gaps: int = 0
     rerings: int = 0

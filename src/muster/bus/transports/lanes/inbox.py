@@ -214,6 +214,7 @@ class Inbox:
     def _set_aside(self, lane: InLane, error: Exception) -> None:
         """A lane that cannot be read hurts nobody else; a bell or the sweep comes back to it, `unreadable` tells why meanwhile."""
         lane.close()
+        self.stats.unreadable += lane.name not in self.unreadable
         self.unreadable[lane.name] = error
 
     def _begin(self, lane: InLane, cursor: cursors.Cursor, message: Message) -> Inbound | None:
