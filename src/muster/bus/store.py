@@ -113,7 +113,7 @@ def read_spec(store: Path) -> FleetSpec:
         raise FleetNotRunningError(f"there is no fleet at {store}", store=str(store)) from None
     try:
         return msgspec.json.decode(raw, type=FleetSpec)
-    except msgspec.ValidationError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise StoreVersionError(f"the fleet at {store} was written by another version: {error}") from None
 
 

@@ -293,7 +293,12 @@ class PeerCursor:
             fd = open_private(self._path, os.O_RDONLY)
         except FileNotFoundError:
             return False
-        if lane_id_of(os.pread(fd, 32, 0), MAGIC) != self._lane_id:
+        try:
+            is_ours = lane_id_of(os.pread(fd, 32, 0), MAGIC) == self._lane_id
+        except BaseException:
+            os.close(fd)
+            raise
+        if not is_ours:
             os.close(fd)
             return False
         self._fd = fd

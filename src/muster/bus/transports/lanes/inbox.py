@@ -215,7 +215,7 @@ class Inbox:
         """A lane that cannot be read hurts nobody else; a bell or the sweep comes back to it, `unreadable` tells why meanwhile."""
         lane.close()
         self.stats.unreadable += lane.name not in self.unreadable
-        self.unreadable[lane.name] = error
+        self.unreadable[lane.name] = error.with_traceback(None)  # its frames hold what was being opened
 
     def _begin(self, lane: InLane, cursor: cursors.Cursor, message: Message) -> Inbound | None:
         seq = message.seq

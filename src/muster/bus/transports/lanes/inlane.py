@@ -122,7 +122,11 @@ class InLane:
             page_fd = open_private(f"{self.directory}/lane", os.O_RDONLY)
         except (FileNotFoundError, NotADirectoryError):
             return False
-        lane_id = lane_id_of(os.pread(page_fd, 32, 0), outlane.MAGIC)
+        try:
+            lane_id = lane_id_of(os.pread(page_fd, 32, 0), outlane.MAGIC)
+        except BaseException:
+            os.close(page_fd)
+            raise
         if lane_id is None:
             os.close(page_fd)
             return False
@@ -190,7 +194,11 @@ class InLane:
             fd = open_private(f"{self.directory}/{segment_name(first)}", os.O_RDONLY)
         except FileNotFoundError:
             return False
-        parsed = parse_header(os.pread(fd, HEADER_BYTES, 0))
+        try:
+            parsed = parse_header(os.pread(fd, HEADER_BYTES, 0))
+        except BaseException:
+            os.close(fd)
+            raise
         if parsed is None or parsed[0] != self._lane_id or parsed[1] != first:
             os.close(fd)
             return False
