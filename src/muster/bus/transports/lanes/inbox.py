@@ -170,6 +170,7 @@ class Inbox:
         while True:
             cursor = lane.cursor
             if cursor is None:
+                self.lookout.make_room()
                 try:
                     if not lane.open():
                         return None

@@ -41,6 +41,8 @@ class Lookout:
         self.unheard: dict[str, InLane] = {}  # lanes that may hold something, of senders not listened to
         #: Records that ask for something else than a look: (kind, name), for the inbox to carry out.
         self.requests: list[tuple[str, str]] = []
+        #: Lanes opened since the open ones were counted, with those; the number at which they are counted again.
+        self._open_at_most = self._count_at = 0
         self.bell = OwnBell(f"{layout.agent_dir(store, agent)}/bell")
 
     def on_bell(self) -> tuple[list[str], bool]:
@@ -69,9 +71,6 @@ class Lookout:
             if not layout.has_outbox(self._store, sender):
                 self._stats.bad_hints += 1
                 return None
-            open_max = max(1, limits.OPEN_LANES_MAX // locks.identities())
-            if len(self.lanes) >= open_max:
-                self._close_idle(len(self.lanes) - open_max * 3 // 4)
             lane = self.lanes[name] = self._make_lane(sender, control)
         self.make_ready(lane)
         return lane
@@ -124,14 +123,29 @@ class Lookout:
         """Names of lanes that may hold something untaken."""
         return {*self.ready, *self.ready_control, *self.unheard, *self.held}
 
-    def _close_idle(self, count: int) -> None:
-        """Forget so many lanes, those longest unused, in which nothing waits or is in hand; their cursors stand on the store."""
+    def make_room(self) -> None:
+        """To be called before a lane is opened: when this identity's share is open, those are closed that have been idle for longest."""
+        self._open_at_most += 1
+        open_max = max(1, limits.OPEN_LANES_MAX // locks.identities())
+        if self._open_at_most > max(open_max, self._count_at):
+            self._close_idle(keep=open_max * 3 // 4)
+
+    def _close_idle(self, keep: int) -> None:
+        """Forget lanes in which nothing waits or is in hand until `keep` are open; their cursors stand on the store."""
         busy = self.waiting()
         idle = [lane for name, lane in self.lanes.items() if name not in busy and lane.is_idle]
         idle.sort(key=lambda lane: lane.used)
-        for lane in idle[:count]:
+        left = sum(lane.cursor is not None for lane in self.lanes.values())
+        for lane in idle:
+            if lane.cursor is not None:
+                if left <= keep:
+                    continue
+                left -= 1
             lane.close()
             del self.lanes[lane.name]
+        self._open_at_most = left + 1
+        # Where most are in hand there is little to close: looking for it at every opening would cost the square of their number.
+        self._count_at = self._open_at_most * 5 // 4
 
     def close(self) -> None:
         for lane in self.lanes.values():
