@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from muster.core.names import COORDINATOR, OPERATOR
 from muster.core.protocol import AgentGrant, WorkerGrant
+from muster.core.spec import roster
 from muster.security.keys import load_master, pair_keys, receive_root
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from muster.core.spec import FleetSpec
 
 
 class Grants:
-    """Makes worker grants. Receiving roots are derived once: with n agents there are n roots and n² edges."""
+    """Makes worker grants. Receiving roots are derived once: with n agents there are n roots and up to n² edges."""
 
-    def __init__(self, store: Path, roster: list[str]) -> None:
+    def __init__(self, store: Path, spec: FleetSpec) -> None:
         """Raises what `load_master` raises."""
         self._store = store
-        master = load_master(store)
-        self._roots = {agent: receive_root(master, agent) for agent in (*roster, COORDINATOR, OPERATOR)}
+        self._master = master = load_master(store)
+        peers = (*(roster(spec) if spec.edges == "all" else ()), COORDINATOR, OPERATOR)
+        self._peers = {peer: receive_root(master, peer) for peer in peers}
 
     def grant(self, worker: str, incarnation: int, agents: list[str]) -> bytes:
-        """The msgpack of a `WorkerGrant`: each agent may write to everybody of the roster, the coordinator and the operator."""
+        """The msgpack of a `WorkerGrant`: each agent may write to whom the spec's `edges` name."""
         granted = [
             AgentGrant(
                 agent=agent,
-                receive_root=self._roots[agent],
-                pair_keys=pair_keys(self._roots, agent),
+                receive_root=self._peers.get(agent) or receive_root(self._master, agent),
+                pair_keys=pair_keys(self._peers, agent),
             )
             for agent in agents
         ]

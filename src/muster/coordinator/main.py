@@ -41,7 +41,7 @@ from muster.core.protocol import (
     ToCoordinator,
     WorkerList,
 )
-from muster.core.spec import FleetSpec, roster, workers
+from muster.core.spec import FleetSpec, workers
 from muster.errors import BusError, MusterError, ResultsFileError
 from muster.health.monitor import HealthMonitor
 from muster.metrics.collector import Collector
@@ -111,7 +111,7 @@ class Coordinator:
 
     def __init__(self, store: Path, spec: FleetSpec, shell: Shell) -> None:
         self._store, self._spec, self._shell = store, spec, shell
-        shell.grants = Grants(store, roster(spec))
+        shell.grants = Grants(store, spec)
         state = shell.machine.state
         self._collector = Collector()
         self._health = HealthMonitor(

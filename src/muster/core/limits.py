@@ -12,6 +12,9 @@ WINDOW = 240
 LANE_CREDIT = 1000
 #: Identities of a store, unless its settings say otherwise: every one owns a floor of credit in every inbox.
 AGENTS_MAX = 2000
+#: Agents of a fleet up to which each of them holds keys for writing to all others, unless its configuration says otherwise: a million
+#: keys are derived in a second.
+MESH_AGENTS_MAX = 1000
 #: Messages stored for one recipient and unacked, over all senders: four full lanes for each of AGENTS_MAX, so that by default
 #: no credit has to be lent; with a smaller bound lanes share it.
 INBOX_MESSAGES_MAX = 8_000_000

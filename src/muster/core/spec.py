@@ -44,6 +44,14 @@ class AgentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         """The ids of this kind: the name itself for one, name-1 … name-N for more."""
         return [self.name] if self.count == 1 else [f"{self.name}-{n}" for n in range(1, self.count + 1)]
 
+    def includes(self, agent: str) -> bool:
+        """Whether `agent` is one of `agent_ids`, without making them."""
+        if self.count == 1:
+            return agent == self.name
+        name, _, number = agent.rpartition("-")
+        is_number = number.isascii() and number.isdigit() and number[0] != "0"
+        return name == self.name and is_number and int(number) <= self.count
+
 
 class RetrySpec(msgspec.Struct, frozen=True, kw_only=True):
     """How failures are tried again: `attempts_max` counts failed attempts; deaths of workers have their own count."""
@@ -81,6 +89,8 @@ class FleetSpec(msgspec.Struct, frozen=True, kw_only=True):
     agents: tuple[AgentSpec, ...]
     run: RunSpec | None = None
     agents_per_worker: int = 1
+    #: Whom agents may write to: everybody, or the coordinator and the operator (n agents that may write to everybody hold n² keys).
+    edges: Literal["all", "coordinator"] = "all"
     retry: RetrySpec = RetrySpec()
     grace_s: float = limits.GRACE_S
     metrics_interval_s: float = limits.METRICS_INTERVAL_S
@@ -121,6 +131,6 @@ def workers(spec: FleetSpec) -> dict[str, tuple[str, ...]]:
 def kind_of(spec: FleetSpec, agent: str) -> AgentSpec:
     """The kind that `agent` belongs to. Raises KeyError."""
     for kind in spec.agents:
-        if agent in kind.agent_ids():
+        if kind.includes(agent):
             return kind
     raise KeyError(agent)

@@ -67,6 +67,7 @@ class FleetTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     orphans: Literal["stop", "keep"] = "stop"
     orphan_grace: Duration = 5.0
     agents_per_worker: int = 1
+    edges: Literal["all", "coordinator"] | None = None
     retries: int = 0
     backoff: Duration = 0.5
     metrics: bool = True
@@ -118,6 +119,9 @@ class FleetConfig:
             text = error.message.replace("bus.", "[bus] ", 1)
             raise ConfigError(f"{self.path}: {text}", key=str(error.facts["key"]), source=str(self.path)) from None
 
+    def _edges(self) -> Literal["all", "coordinator"]:
+        return "all" if sum(agent.count for agent in self.agents.values()) <= limits.MESH_AGENTS_MAX else "coordinator"
+
     def spec(self, store_id: str) -> FleetSpec:
         """The fleet as every process of it will read it."""
         table = self.fleet
@@ -126,6 +130,7 @@ class FleetConfig:
             store_id=store_id,
             agents=tuple(_agent_spec(name, agent, self.path) for name, agent in self.agents.items()),
             agents_per_worker=table.agents_per_worker,
+            edges=table.edges or self._edges(),
             retry=RetrySpec(attempts_max=table.retries + 1, backoff_s=parse_duration(table.backoff, "backoff")),
             grace_s=parse_duration(table.grace, "grace"),
             metrics=table.metrics,
@@ -271,10 +276,11 @@ def _check(config: FleetConfig) -> None:
                     name=identity,
                 )
             seen[identity] = name
-    most = PROFILES[table.profile].agents_max
+    # A fleet that is meant to be larger says so, beside the other bounds of its bus.
+    most = max(PROFILES[table.profile].agents_max, config.bus.agents_max or 0)
     if len(seen) > most:
         raise ConfigError(
-            f"{path}: {len(seen)} agents, and the profile {table.profile} admits {most}",
+            f"{path}: {len(seen)} agents, and the profile {table.profile} admits {most}; [bus] agents_max admits more",
             key="profile",
             source=str(path),
         )

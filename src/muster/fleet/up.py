@@ -185,8 +185,11 @@ def wait_ready(fleet: Started, ready_s: float = READY_S) -> list[str]:
     missing = hosted(fleet.spec)
     deadline = time.monotonic() + ready_s
     while missing and not fleet.signals and time.monotonic() < deadline:
+        began = time.monotonic()
         missing = [agent for agent in missing if not _is_ready(fleet.store, agent)]
-        if missing and select.select([fleet.spawner.fileno()], [], [], LOOK_S)[0]:
+        # Looking at ten thousand pages must not take the processor from those who are to write them.
+        pause_s = max(LOOK_S, 10 * (time.monotonic() - began))
+        if missing and select.select([fleet.spawner.fileno()], [], [], pause_s)[0]:
             raise SpawnFailedError(
                 f"the fleet {fleet.name!r} ended while it was starting; see `muster logs --fleet {fleet.name}`",
                 fleet=fleet.name,
