@@ -276,7 +276,7 @@ class PeerCursor:
         if self._fd < 0 and not self._open():
             return False
         data = os.pread(self._fd, 24, TAKEN * 8)
-        if data != self._seen:
+        if data != self._seen and len(data) == _THREE_WORDS.size:  # less: it was cut, and tells nothing
             taken, base, credit = _THREE_WORDS.unpack(data)
             self._seen = data
             # Unrolled: this runs once per message sent. A word whose check fails leaves the older value standing.

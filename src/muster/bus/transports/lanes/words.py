@@ -15,7 +15,7 @@ import zlib
 from typing import Final
 
 from muster.core import limits
-from muster.errors import MusterError, StoreError, StoreFullError, StoreVersionError
+from muster.errors import CorruptStoreError, MusterError, StoreError, StoreFullError, StoreVersionError
 from muster.security.permissions import open_private
 
 #: What is written, and what can be read. A reader of version 1 would take what a durable store does not promise yet.
@@ -101,8 +101,13 @@ class Page:
     """A mapped page of our own: only the owner's side ever maps it for writing."""
 
     def __init__(self, path: str) -> None:
+        """Raises CorruptStoreError: the file is no whole page."""
         fd = open_private(path, os.O_RDWR)
         try:
+            if os.fstat(fd).st_size != PAGE:
+                raise CorruptStoreError(
+                    f"{path} is not {PAGE} bytes long; muster fsck --repair makes it whole", path=path
+                )
             self._map = mmap.mmap(fd, PAGE)
         finally:
             os.close(fd)

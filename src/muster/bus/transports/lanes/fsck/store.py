@@ -50,7 +50,8 @@ def check_store(store: Path, *, repair: bool = False) -> list[Finding]:
         incoming = [(sender, control) for sender, recipient, control in lanes if recipient == agent]
         found += examine(InboxCheck(store, agent, incoming).check, repair=repair)
     found += examine(partial(_event_log, store / "coordinator" / "log"), repair=False)
-    if any(finding.outcome == REPAIRED for finding in found) and layout.read_settings(store).durable:
+    found += examine(partial(_settings, store), repair=False)
+    if any(finding.outcome == REPAIRED for finding in found) and _may_be_durable(store):
         os.sync()  # what was mended survives a power cut, too
     return found
 
@@ -66,6 +67,20 @@ def _folders(store: Path) -> Iterator[Finding]:
             )  # fmt: skip
     for name in ("keys/master", "spec.json", "bus.conf"):
         yield from check_entry(f"{store}/{name}", name, "file", None)
+
+
+def _settings(store: Path) -> Iterator[Finding]:
+    try:
+        layout.read_settings(store)
+    except (OSError, MusterError) as error:
+        yield Finding(DAMAGE, "bus.conf", f"cannot be read, so nobody can join: {error}")
+
+
+def _may_be_durable(store: Path) -> bool:
+    try:
+        return layout.read_settings(store).durable
+    except (OSError, MusterError):
+        return True
 
 
 def _roster(store: Path) -> Iterator[Finding]:
