@@ -93,7 +93,8 @@ class OutLane:
         self._ids = ExplicitIds(self._directory, lane_id)
         self._ids.learn(
             (seq, bytes(content[_ID_AT : _ID_AT + 16]))
-            for seq, content in self._writer.frames(newest_only=self._ids.is_kept)
+            # A power cut may keep the file of ids and not what stood in it: every frame tells its own.
+            for seq, content in self._writer.frames(newest_only=self._ids.is_kept and not self._durable)
             if len(content) > HEADER.size and content[1] & FLAG_EXPLICIT_ID
         )
         if self._durable:
