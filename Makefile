@@ -13,13 +13,14 @@ READY := $(VENV)/.ready
 BENCH_READY := $(VENV)/.ready-bench
 T ?= tests
 SOAK_S ?= 600
+CUTS ?= 100
 BENCH ?=
 # Where the tools' caches live: one folder to delete.
 export RUFF_CACHE_DIR := build/cache/ruff
 export MYPY_CACHE_DIR := build/cache/mypy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test crash storm check bench soak docs format lock clean
+.PHONY: help setup demo test crash storm power check bench soak docs format lock clean
 
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
@@ -46,6 +47,9 @@ crash: $(READY)  ## strike every crash point of the bus, then a storm of kills (
 
 storm: $(READY)  ## only the storm (STORM="--kills 5000 --messages 5000000" for the long one)
 	@$(PY) -m tests.storm $(STORM)
+
+power: $(READY)  ## cut the power under a durable store, CUTS times (100); needs root for loop mounts
+	@$(PY) -m tests.power --cuts $(CUTS)
 
 check: $(READY)  ## lint, format, types, documentation, structure
 	@echo "check: ruff"
