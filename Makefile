@@ -11,16 +11,18 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 BENCH_READY := $(VENV)/.ready-bench
+FUZZ_READY := $(VENV)/.ready-fuzz
 T ?= tests
 SOAK_S ?= 600
 CUTS ?= 100
+FUZZ_S ?= 60
 BENCH ?=
 # Where the tools' caches live: one folder to delete.
 export RUFF_CACHE_DIR := build/cache/ruff
 export MYPY_CACHE_DIR := build/cache/mypy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test crash storm power check bench soak docs format lock clean
+.PHONY: help setup demo test crash storm fuzz power check bench soak docs format lock clean
 
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
@@ -35,6 +37,10 @@ $(BENCH_READY): requirements/bench.txt $(READY)
 	@sh scripts/setup.sh bench
 	@touch $(BENCH_READY)
 
+$(FUZZ_READY): requirements/fuzz.txt $(READY)
+	@sh scripts/setup.sh fuzz || echo "fuzz: no coverage-guided engine for this Python and machine; inputs are chosen by chance"
+	@touch $(FUZZ_READY)
+
 demo: $(READY)  ## 50 agents analyse Python's standard library; report in build/demo/report.json
 	@$(PY) examples/demo_stdlib.py
 
@@ -47,6 +53,9 @@ crash: $(READY)  ## strike every crash point of the bus, then a storm of kills (
 
 storm: $(READY)  ## only the storm (STORM="--kills 5000 --messages 5000000" for the long one)
 	@$(PY) -m tests.storm $(STORM)
+
+fuzz: $(FUZZ_READY)  ## every decoder for FUZZ_S seconds (60), guided by coverage (FUZZ="frame bell" for some of them)
+	@$(PY) -m tests.fuzz --seconds $(FUZZ_S) $(FUZZ)
 
 power: $(READY)  ## cut the power under a durable store, CUTS times (100); needs root for loop mounts
 	@$(PY) -m tests.power --cuts $(CUTS)

@@ -25,3 +25,4 @@ lock core
 # The others repeat the core's pins, so that any of the files can be installed alone or beside another.
 lock dev --extra dev --constraints requirements/core.txt
 lock bench --extra bench --constraints requirements/core.txt
+lock fuzz --extra fuzz --constraints requirements/core.txt
