@@ -22,7 +22,6 @@ from .targets import TARGETS
 FOUND = Path("build") / "fuzz"
 #: A target may hold this much before the engine calls it a leak.
 RSS_MIB_MAX = 1024
-_GUIDED = "--guided"
 
 
 def has_engine() -> bool:
@@ -50,24 +49,11 @@ def guided(target: Target, seconds: float) -> int:
         f"-max_total_time={seconds:.0f}", f"-max_len={INPUT_BYTES_MAX}", f"-rss_limit_mb={RSS_MIB_MAX}", "-timeout=20",
         f"-artifact_prefix={found}/crash-", "-verbosity=0", "-print_final_stats=1",
     ]  # fmt: skip
-    command = [sys.executable, "-m", "tests.fuzz", target.name, _GUIDED, *options, str(found)]
+    command = [sys.executable, "-m", "tests.fuzz.guided", target.name, *options, str(found)]
     return subprocess.run(command, check=False).returncode
 
 
-def run_engine(name: str, options: list[str]) -> None:
-    """The body of the process that `guided` starts."""
-    atheris = importlib.import_module("atheris")
-    # The package's own modules are loaded by now; what they consist of is instrumented where it stands.
-    atheris.instrument_all()
-    target = TARGETS[name]
-    atheris.Setup([sys.argv[0], *options], target.execute, internal_libfuzzer=True)
-    atheris.Fuzz()
-
-
 def main(words: list[str]) -> int:
-    if len(words) > 1 and words[1] == _GUIDED:
-        run_engine(words[0], words[2:])
-        return 0
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=", ".join(TARGETS))
     parser.add_argument("--seconds", type=float, default=60.0, help="for each target")
