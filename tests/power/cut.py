@@ -21,8 +21,7 @@ from muster.bus.transports.lanes.deadletters import list_letters
 from muster.bus.transports.lanes.transport import LanesTransport
 from muster.core.settings import BusSettings
 from muster.errors import MusterError
-from muster.security.keys import Keyring, load_master, master_path
-from muster.security.permissions import sync_path
+from muster.security.keys import Keyring, load_master
 
 from .crew import PRIORITIES, RECIPIENTS, SENDER, Key, Process, Told, key_of, receive_for_ever, send_for_ever
 from .disk import cut_power, make_image, mounted, run, workplace, write_some_pages
@@ -92,9 +91,7 @@ def _work_until_cut(plan: Plan, point: Path, dice: random.Random, image: Path, c
     store = create_store(point / "store", BusSettings(durable=plan.durable))
     for agent in (SENDER, *RECIPIENTS):
         add_agent(store, agent)
-    if plan.durable:
-        sync_path(master_path(store))
-    else:
+    if not plan.durable:
         run("sync", "-f", str(store))  # that the store itself is still there is not the question
     told = Told()
     with _without_syncs(plan.is_planted):

@@ -14,7 +14,7 @@ from muster.bus.transports.lanes.layout import add_agent, has_agent, read_settin
 from muster.core.settings import DEFAULTS
 from muster.errors import FleetNotRunningError, StoreVersionError
 from muster.security.keys import create_master, load_master, master_path
-from muster.security.permissions import check_private, make_private_dir, read_private, write_private
+from muster.security.permissions import check_private, make_private_dir, read_private, sync_path, write_private
 
 if TYPE_CHECKING:
     from muster.core.settings import BusSettings
@@ -58,6 +58,9 @@ def create_store(store: Path, settings: BusSettings | None = None) -> Path:
             if name.startswith("tmp-"):  # of a process that died while it made this; one that lives has lost the race
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(directory / name)
+    if settings is not None and settings.durable:
+        for directory in (store, store.parent):
+            sync_path(directory)
     return store
 
 

@@ -13,7 +13,7 @@ import hmac
 import os
 from typing import TYPE_CHECKING
 
-from muster.errors import ForbiddenError
+from muster.errors import CorruptStoreError, ForbiddenError
 from muster.security.permissions import read_private, write_private
 
 if TYPE_CHECKING:
@@ -50,15 +50,29 @@ def master_path(store: Path) -> Path:
 
 
 def create_master(store: Path) -> bytes:
-    """A new master key at `<store>/keys/master` (0600). Raises FileExistsError if there is one."""
+    """A new master key at `<store>/keys/master` (0600), on the disk when this returns: without it nothing that is stored can be verified.
+
+    Raises:
+        FileExistsError: There is one.
+    """
     master = os.urandom(KEY_BYTES)
-    write_private(master_path(store), master)
+    write_private(master_path(store), master, durable=True)
     return master
 
 
 def load_master(store: Path) -> bytes:
-    """The fleet's master key. Raises UnsafePermissionsError, FileNotFoundError."""
-    return read_private(master_path(store))
+    """The fleet's master key.
+
+    Raises:
+        UnsafePermissionsError, FileNotFoundError: It is not safely there.
+        CorruptStoreError: It is no key: cut short, or written over.
+    """
+    master = read_private(master_path(store))
+    if len(master) != KEY_BYTES:
+        raise CorruptStoreError(
+            f"the master key of {store} has {len(master)} bytes instead of {KEY_BYTES}", path=str(master_path(store))
+        )
+    return master
 
 
 def grant_for(master: bytes, agent: str, peers: Iterable[str]) -> AgentGrant:
