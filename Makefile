@@ -14,6 +14,7 @@ BENCH_READY := $(VENV)/.ready-bench
 FUZZ_READY := $(VENV)/.ready-fuzz
 T ?= tests
 SOAK_S ?= 600
+AGENTS ?= 10000
 CUTS ?= 100
 FUZZ_S ?= 60
 BENCH ?=
@@ -22,7 +23,7 @@ export RUFF_CACHE_DIR := build/cache/ruff
 export MYPY_CACHE_DIR := build/cache/mypy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test crash storm fuzz power check bench soak docs format lock clean
+.PHONY: help setup demo test crash storm fuzz power dense check bench soak docs format lock clean
 
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
@@ -59,6 +60,9 @@ fuzz: $(FUZZ_READY)  ## every decoder for FUZZ_S seconds (60), guided by coverag
 
 power: $(READY)  ## cut the power under a durable store, CUTS times (100); needs root for loop mounts
 	@$(PY) -m tests.power --cuts $(CUTS)
+
+dense: $(READY)  ## AGENTS agents (10000) in eight workers: each answers the coordinator and does a task
+	@MUSTER_DENSE=$(AGENTS) $(PY) -m pytest -s tests/acceptance/test_dense.py
 
 check: $(READY)  ## lint, format, types, documentation, structure
 	@echo "check: ruff"

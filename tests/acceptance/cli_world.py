@@ -70,9 +70,11 @@ class World:
         self.started.append(process)
         return process
 
-    def finish(self, process: subprocess.Popen[bytes]) -> subprocess.CompletedProcess[str]:
+    def finish(
+        self, process: subprocess.Popen[bytes], timeout_s: float = PATIENCE_S * 2
+    ) -> subprocess.CompletedProcess[str]:
         """Wait for the end of a started command line."""
-        out, err = process.communicate(timeout=PATIENCE_S * 2)
+        out, err = process.communicate(timeout=timeout_s)
         return subprocess.CompletedProcess(process.args, process.returncode, (out or b"").decode(), err.decode())
 
     def ps(self) -> list[dict[str, Any]]:

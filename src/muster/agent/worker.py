@@ -37,6 +37,7 @@ from muster.core.spec import FleetSpec, kind_of
 from muster.errors import MusterError
 from muster.metrics.registry import Registry
 from muster.security.keys import Keyring
+from muster.supervise.platform import allow_descriptors
 from muster.supervise.tree import set_subreaper, start_time_of
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ EXIT_REPLACE = 76
 #: How long an identity may still be held by an earlier incarnation that is being cleared away.
 _IDENTITY_WAIT_S = 2.0
 _LOG_BYTES_MAX = 1 << 20
+#: Descriptors of one agent: locks, bells, lanes from and to the coordinator and a few others, and its tasks' pipes.
+_FDS_PER_AGENT = 24
 # Built at import, which the fork server does once for all workers: reading the types' annotations costs each of them 8 ms otherwise.
 _decode_grant = msgspec.msgpack.Decoder(WorkerGrant).decode
 msgspec.json.Decoder(FleetSpec)
@@ -121,6 +124,7 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[int] = self._loop.create_future()
         set_subreaper()
+        allow_descriptors(_FDS_PER_AGENT * len(self._grant.agents))
         mark_close_on_exec()
         self._watch_for_the_end()
         self._launcher = Launcher()

@@ -28,6 +28,7 @@ from muster.coordinator.services import Pinger, ProgressTeller, Service
 from muster.coordinator.shell import Shell
 from muster.coordinator.state import LIVE
 from muster.coordinator.status import StatusTeller, expected
+from muster.core import limits
 from muster.core.names import COORDINATOR, OPERATOR
 from muster.core.protocol import (
     TYPE_OF,
@@ -46,6 +47,7 @@ from muster.errors import BusError, MusterError, ResultsFileError
 from muster.health.monitor import HealthMonitor
 from muster.metrics.collector import Collector
 from muster.security.keys import Keyring, load_master
+from muster.supervise.platform import allow_descriptors
 
 _run: Callable[[Coroutine[Any, Any, int]], int] = asyncio.run
 with contextlib.suppress(ImportError):
@@ -63,6 +65,8 @@ IDENTITY_WAIT_S = 5.0
 #: Wait for the spawner's list of workers, and for the operator to read the last message.
 LIST_WAIT_S = 10.0
 LAST_WORD_S = 5.0
+#: Descriptors that a coordinator of a large fleet uses: lanes in both directions with up to four each, bells of agents, its own files.
+_FDS_MAX = 9 * limits.OPEN_LANES_MAX + 256
 #: Exit status of a coordinator that ends because its spawner is gone, or because it could not begin: the spawner decides what follows.
 LOST_STATUS = 1
 
@@ -73,6 +77,7 @@ def main(store: Path, control_fd: int) -> int:
     Returns the fleet's exit status after `Finished` was sent; else 1 (the spawner is gone, or the store cannot be used), and a new
     coordinator may go on from the log. Never raises.
     """
+    allow_descriptors(_FDS_MAX)
     try:
         return _run(_coordinate(store, control_fd))
     except MusterError as error:
@@ -246,6 +251,8 @@ class Coordinator:
         ask: StatusAsk = delivery.decode(StatusAsk)
         rtt_ms = self._pinger.rtt_ms() if self._pinger is not None else {}
         answer = self._status.tell(self._shell.clock.now_s(), rtt_ms, with_agents=ask.agents)
+        if self._pinger is not None:
+            answer.counters.update(agents_answered=len(self._pinger.answered), pings_lost=self._pinger.lost)
         with contextlib.suppress(BusError):  # the asker has no room for a reply: it will ask again
             delivery.reply(answer, type=TYPE_OF[FleetStatus])
 

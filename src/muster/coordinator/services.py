@@ -140,6 +140,8 @@ class Pinger(_Loop):
         self._random = random.Random(0)
         self._patient_until_s = time.monotonic() + STARTING_S
         self.round_trips_s: deque[float] = deque(maxlen=RESERVOIR)
+        #: Who has answered at least once.
+        self.answered: set[str] = set()
         self.lost = 0
 
     def rtt_ms(self) -> dict[str, float]:
@@ -183,4 +185,5 @@ class Pinger(_Loop):
         except BusError:
             self.lost += 1
         else:
+            self.answered.add(agent)
             self.round_trips_s.append((time.monotonic_ns() - sent_ns) / 1e9)

@@ -94,6 +94,15 @@ def set_process_name(name: str) -> None:
         _call_prctl(_PR_SET_NAME, name.encode()[:15] + b"\0")
 
 
+def allow_descriptors(needed: int) -> None:
+    """Raise this process's own bound on open files to what is allowed, if `needed` is more; what it starts inherits that."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        # With fewer, what finds none is refused with a reason.
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def open_fds() -> list[int]:
     """This process's open file descriptors (some may be closed already: callers expect EBADF)."""
     try:
