@@ -48,7 +48,8 @@ def make_private_dir(path: Path, *, exist_ok: bool = True) -> None:
 def open_private(path: str | Path, flags: int, *, dir_fd: int | None = None) -> int:
     """Open a file of the store, refusing links, foreign owners and open modes. Raises UnsafePermissionsError, OSError."""
     try:
-        fd = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=dir_fd)
+        # Without waiting: a FIFO in the place of a file must not hold us up until somebody opens its other end.
+        fd = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o600, dir_fd=dir_fd)
     except OSError as error:
         if error.errno == 40:  # ELOOP: O_NOFOLLOW met a symbolic link
             raise _refuse(path, "is a symbolic link") from None

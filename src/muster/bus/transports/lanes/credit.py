@@ -15,7 +15,7 @@ from muster.bus.transports.lanes.words import value_of
 if TYPE_CHECKING:
     from muster.core.settings import BusSettings
 
-#: A pool with less than this part of its size left is scarce: lanes that are drained give half of their window back.
+#: A pool with less than this part of its size left is scarce: lanes give back what is acked.
 _SCARCE_PART: Final = 4
 
 
@@ -37,9 +37,14 @@ class CreditPool:
         """The next larger window for a lane that has `lent` from the pool; the same one if there is nothing to lend."""
         return max(window, min(window * 2, self.lane_max, self.floor + lent + max(0, self.free)))
 
+    @property
+    def is_scarce(self) -> bool:
+        """Whether lanes may soon be short of credit."""
+        return self.free * _SCARCE_PART < self.size
+
     def shrunk(self, window: int) -> int:
-        """The window of a drained lane: half of it while others are short."""
-        return max(self.floor, window // 2) if self.free * _SCARCE_PART < self.size else window
+        """The window of a lane while the pool is scarce: half of it."""
+        return max(self.floor, window // 2)
 
     def lent(self, credit: int, acked_base: int) -> int:
         """What a lane has of the pool: all that its sender may still have stored, beyond the floor."""

@@ -163,14 +163,15 @@ class Cursor:
     def grant(self, *, hungry: bool = False) -> bool:
         """Raise the credit to a window above the base; True if it rose. `hungry`: the sender says that it has none left.
 
-        Credit never goes back. A lane that uses its window up gets a larger one while the pool has something, a drained one gives
-        back while others are short. What is lent is counted as of now and only sinks until the next grant, so the sum is never exceeded.
+        Credit never goes back. A lane that uses its window up gets a larger one while the pool has something; while others are short
+        what is acked goes back to the pool, for those who ask. What is lent is counted as of now and only sinks until the next grant,
+        so the sum is never exceeded.
         """
         pool, base = self._pool, self.acked_base
-        if hungry or self.taken + (self.window >> 2) >= self.credit:
-            self.window = pool.grown(self.window, self.lent)
-        elif self.taken == base:
+        if not hungry and pool.is_scarce:
             self.window = pool.shrunk(self.window)
+        elif hungry or self.taken + (self.window >> 2) >= self.credit:
+            self.window = pool.grown(self.window, self.lent)
         rose = base + self.window > self.credit
         if rose:
             self.credit = base + self.window
@@ -180,6 +181,16 @@ class Cursor:
         self.lent = lent
         self._regrant_at = base + max(1, self.window >> 3)
         return rose
+
+    @property
+    def has_borrowed(self) -> bool:
+        """Whether the sender may store more than its floor."""
+        return self.credit - self.acked_base > self._pool.floor
+
+    def give_back(self) -> None:
+        """Let the credit stand when the next message is finalised: its room goes to the pool, for whoever asks."""
+        self.window = max(self._pool.floor, self.window - 1)
+        self._regrant_at = self.acked_base + 1
 
     def close(self) -> None:
         self._page.close()

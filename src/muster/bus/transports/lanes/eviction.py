@@ -16,34 +16,46 @@ if TYPE_CHECKING:
 def make_room(inbox: Inbox, lane: InLane) -> bool:
     """A sender has used up its credit on `lane`. True if it has more now.
 
-    What the pool can lend comes first. Then, if the policy says so, the inbox's oldest untaken messages go, whoever sent them: one in
-    eight of what this lane may hold, so that a flood costs one ring of the bell for many messages.
+    What the pool can lend comes first. Then, if the policy says so, the oldest untaken messages go whose room this lane can have: its
+    own, and those of lanes that have borrowed. One in eight of what the lane may hold, so that a flood costs one ring of the bell for
+    many messages. A lane that keeps to its floor loses nothing to another's flood.
     """
-    cursor = lane.cursor
+    had = lane.cursor.credit if lane.cursor is not None else inbox.pool.floor
+    cursor = lane.cursor or inbox.open_lane(lane)
     if cursor is None:
-        return False  # it is opened, and gets its window, when its turn comes
-    if cursor.grant(hungry=True):
+        return False
+    if cursor.grant(hungry=True) or cursor.credit > had:
         return True
     if inbox.overflow != EVICT_OLDEST:
         return False
     for _ in range(max(1, cursor.window >> 3)):
-        oldest = _oldest(inbox)
-        if oldest is None:
+        oldest = _oldest(inbox, lane)
+        if oldest is None or oldest.cursor is None:
             break
         inbound = inbox._take_from(oldest, alone=False)
         if inbound is not None:
+            if oldest is not lane:
+                oldest.cursor.give_back()
             inbox.evict(inbound)
-    return cursor.grant(hungry=True)
+        cursor.grant(hungry=True)
+    return cursor.credit > had
 
 
-def _oldest(inbox: Inbox) -> InLane | None:
-    """The normal lane whose next untaken message was created first. Control messages are never evicted, nor are the coordinator's: it
-    counts on what it has assigned.
+def _oldest(inbox: Inbox, hungry: InLane) -> InLane | None:
+    """The lane whose next untaken message was created first, of those whose room `hungry` can have.
+
+    Control messages are never evicted, nor are the coordinator's: it counts on what it has assigned.
     """
     chosen, created_ns = None, 0
+    may_borrow = hungry.cursor is not None and hungry.cursor.window < inbox.pool.lane_max
     for name in inbox.lookout.waiting() | {lane.name for lane in inbox.lookout.lanes.values() if lane.blocked}:
         lane = inbox.lookout.lanes[name]
-        if lane.control or lane.sender == COORDINATOR or lane.cursor is None or not lane.cursor.can_take(lane.next_seq):
+        if lane.control or lane.sender == COORDINATOR:
+            continue
+        cursor = lane.cursor or inbox.open_lane(lane)
+        if cursor is None or not cursor.can_take(lane.next_seq):
+            continue
+        if lane is not hungry and not (may_borrow and cursor.has_borrowed):
             continue
         try:
             message = lane.peek()

@@ -1,4 +1,6 @@
-"""What an inbox does with bytes that stay wrong: step over them, report every number that is lost, go on (rule R)."""
+"""What an inbox does with bytes that stay wrong (step over them, report every number that is lost, go on: rule R) and with messages that
+may kill their readers.
+"""
 
 from __future__ import annotations
 
@@ -50,3 +52,12 @@ def _set_aside(inbox: Inbox, lane: InLane, cursor: cursors.Cursor, damage: Damag
     lane.next_seq = seq + 1
     cursor.take(seq)
     inbox._finalise(Inbound(lane, letter, 0, cursor), cursors.FORGED)
+
+
+def is_suspect(lane: InLane, cursor: cursors.Cursor, seq: int) -> bool:
+    """In flight when a process died: it may be what kills its readers. Suspects run one at a time until each is finalised.
+
+    Fresh messages go on beside them: one that is in flight when the suspect kills again becomes a suspect itself, so its counter
+    rises once and not with every death.
+    """
+    return not lane.control and seq <= cursor.taken_before and cursor.attempts(seq) > 0

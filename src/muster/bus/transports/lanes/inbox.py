@@ -12,7 +12,7 @@ from muster.bus.transports.lanes import eviction, inspect, layout, locks, overfl
 from muster.bus.transports.lanes.bell import ACKED, FULL, REDRIVE, record_of
 from muster.bus.transports.lanes.credit import CreditPool
 from muster.bus.transports.lanes.deadletters import clear_torn, letter_path, store_letter
-from muster.bus.transports.lanes.healing import heal
+from muster.bus.transports.lanes.healing import heal, is_suspect
 from muster.bus.transports.lanes.inlane import DamagedLaneError, InLane, Recipient
 from muster.bus.transports.lanes.lookout import Lookout
 from muster.bus.transports.lanes.redrive import RedriveSource
@@ -168,18 +168,9 @@ class Inbox:
 
     def _take_from(self, lane: InLane, *, alone: bool = True) -> Inbound | None:
         while True:
-            cursor = lane.cursor
+            cursor = lane.cursor or self.open_lane(lane)
             if cursor is None:
-                self.lookout.make_room()
-                try:
-                    if not lane.open():
-                        return None
-                except (OSError, MusterError, ValueError) as error:  # also a full store without a spare cursor
-                    self._set_aside(lane, error)
-                    return None
-                self.unreadable.pop(lane.name, None)
-                self._tell_acked(lane, 0)  # the last holder of this inbox may have died before it rang for its last ack
-                continue
+                return None
             seq = lane.next_seq
             if seq > cursor.acked_base + cursors.WINDOW:
                 lane.blocked = True
@@ -211,6 +202,19 @@ class Inbox:
             inbound = self._begin(lane, cursor, message)
             if inbound is not None:
                 return inbound
+
+    def open_lane(self, lane: InLane) -> cursors.Cursor | None:
+        """Its cursor, now open; None if there is nothing to read yet, or it cannot be read (`unreadable`)."""
+        self.lookout.make_room()
+        try:
+            if not lane.open():
+                return None
+        except (OSError, MusterError, ValueError) as error:  # also a full store without a spare cursor
+            self._set_aside(lane, error)
+            return None
+        self.unreadable.pop(lane.name, None)
+        self._tell_acked(lane, 0)  # the last holder of this inbox may have died before it rang for its last ack
+        return lane.cursor
 
     def _set_aside(self, lane: InLane, error: Exception) -> None:
         """A lane that cannot be read hurts nobody else; a bell or the sweep comes back to it, `unreadable` tells why meanwhile."""
@@ -382,15 +386,6 @@ class Inbox:
         self.lookout.close()
         if self.tombstones is not None:
             self.tombstones.close()
-
-
-def is_suspect(lane: InLane, cursor: cursors.Cursor, seq: int) -> bool:
-    """In flight when a process died: it may be what kills its readers. Suspects run one at a time until each is finalised.
-
-    Fresh messages go on beside them: one that is in flight when the suspect kills again becomes a suspect itself, so its counter
-    rises once and not with every death.
-    """
-    return not lane.control and seq <= cursor.taken_before and cursor.attempts(seq) > 0
 
 
 def _nothing() -> None:

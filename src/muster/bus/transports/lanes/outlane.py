@@ -253,11 +253,11 @@ class OutLane:
         if self._asked_credit != peer.credit:
             self._asked_credit = peer.credit
             path, record = f"{self._recipient_directory}/bell", bell.record_of(bell.FULL, self.name)
-            if not self._sender.bells.ring(path, record) and overflow.act_for_absent(
-                self._recipient_directory, self.name, self.lane_id, self._sender.settings,
-                self._describe if policy == EVICT_OLDEST and self._sender.agent != COORDINATOR else None,
-            ):  # fmt: skip
-                self._asked_credit = 0
+            if not self._sender.bells.ring(path, record):
+                overflow.act_for_absent(
+                    self._recipient_directory, self.name, self.lane_id, self._sender.settings, seq,
+                    self._describe if policy == EVICT_OLDEST and self._sender.agent != COORDINATOR else None,
+                )  # fmt: skip
                 peer.refresh()
                 if seq <= peer.credit:
                     return

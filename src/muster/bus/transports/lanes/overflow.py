@@ -57,29 +57,27 @@ def act_for_absent(
     lane: str,
     lane_id: bytes,
     settings: BusSettings,
+    seq: int,
     describe: Callable[[int, int], list[tuple[int, bytes, int]]] | None = None,
-) -> bool:
-    """Lend more credit to `lane` in the name of a recipient that nobody holds; True if there is more now.
+) -> None:
+    """Lend `lane` credit for number `seq` in the name of a recipient that nobody holds; where one lives, it decides.
 
     With nothing left to lend, and `describe` given, the lane's oldest messages are evicted: one part in eight of its window.
-    `describe` tells (number, id, bytes) of a range of them, for the tombstones. False where the recipient lives: then it decides.
+    `describe` tells (number, id, bytes) of a range of them, for the tombstones.
     """
     lock = f"{agent_directory}/inbox.lock"
     if not locks.acquire(lock):
-        return False
+        return
     try:
         inbox = f"{agent_directory}/inbox"
         cursor = cursors.CursorShelf(inbox, CreditPool(settings)).open(lane, lane_id)
         try:
-            rose = cursor.grant(hungry=True)
-            if not rose and describe is not None:
+            if cursor.credit < seq and not cursor.grant(hungry=True) and describe is not None:
                 _evict(inbox, lane, cursor, describe)
-                rose = True
-            return rose
         finally:
             cursor.close()
     except OSError:  # no spare cursor and no room: nothing can be lent
-        return False
+        return
     finally:
         locks.release(lock)
 
