@@ -17,6 +17,7 @@ from muster.security.permissions import open_private
 
 _held: dict[tuple[int, int], int] = {}  # (device, inode) -> descriptor
 _asked_by: dict[tuple[int, int], str] = {}  # the same -> the path it was taken by
+_by_path: dict[str, list[tuple[int, int]]] = {}  # more than one where the file was removed and made anew
 _guard = threading.Lock()
 #: How often this process is a fork of one that had loaded this module: whoever opened something before has lost its locks.
 forks = 0
@@ -33,6 +34,7 @@ def _after_fork() -> None:
         os.close(fd)
     _held.clear()
     _asked_by.clear()
+    _by_path.clear()
 
 
 os.register_at_fork(after_in_child=_after_fork)
@@ -78,6 +80,7 @@ def _try_lock(path: str) -> bool:
         raise
     _held[key] = fd
     _asked_by[key] = path
+    _by_path.setdefault(path, []).append(key)
     return True
 
 
@@ -85,12 +88,17 @@ def release(path: str) -> None:
     """Give the lock back. Releasing one that is not held changes nothing."""
     with _guard:
         # First a lock whose file was removed below us, by the path it was taken by: what stands there now may be another one's.
-        given_back = [key for key, fd in _held.items() if _asked_by[key] == path and os.fstat(fd).st_nlink == 0]
-        if not given_back and (standing := _key(path)) in _held:
-            given_back = [standing]
-        for key in given_back:
-            os.close(_held.pop(key))
-            del _asked_by[key]
+        gone = [key for key in _by_path.get(path, ()) if os.fstat(_held[key]).st_nlink == 0]
+        for key in gone or [_key(path)]:
+            if key in _held:
+                os.close(_held.pop(key))
+                _forget_path(_asked_by.pop(key), key)
+
+
+def _forget_path(path: str, key: tuple[int, int]) -> None:
+    _by_path[path].remove(key)
+    if not _by_path[path]:
+        del _by_path[path]
 
 
 def identities() -> int:
