@@ -89,7 +89,8 @@ def release(path: str) -> None:
     with _guard:
         # First a lock whose file was removed below us, by the path it was taken by: what stands there now may be another one's.
         gone = [key for key in _by_path.get(path, ()) if os.fstat(_held[key]).st_nlink == 0]
-        for key in gone or [_key(path)]:
+        standing = _key(path)
+        for key in gone or ([standing] if standing is not None else []):
             if key in _held:
                 os.close(_held.pop(key))
                 _forget_path(_asked_by.pop(key), key)
