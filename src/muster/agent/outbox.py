@@ -59,7 +59,12 @@ class Outbox:
     def _try(self, struct: msgspec.Struct) -> bool:
         try:
             self._bus.post_struct(COORDINATOR, struct)
-        except (InboxFullError, OutboxFullError, StoreFullError, StoreError) as error:  # StoreError: no descriptor left just now
+        except (
+            InboxFullError,
+            OutboxFullError,
+            StoreFullError,
+            StoreError,
+        ) as error:  # StoreError: no descriptor left just now
             self.refused += 1
             wait_s = getattr(error, "retry_after_s", None) or 0.1
             self._delay_s = min(max(wait_s, self._delay_s * 2), _RETRY_MAX_S)

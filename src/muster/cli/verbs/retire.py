@@ -30,7 +30,10 @@ def command(name: str, as_json: bool, store: str | None, fleet: str | None, reas
         print_json({"agent": name, "fleet": found.name, **done._asdict()})
     else:
         lines = [f"{name} is retired; {_messages(done.letters)} for it became dead letters"]
-        lines += [f"{_messages(count)} of its own still {'waits' if count == 1 else 'wait'} for {other}" for other, count in done.waiting.items()]
+        lines += [
+            f"{_messages(count)} of its own still {'waits' if count == 1 else 'wait'} for {other}"
+            for other, count in done.waiting.items()
+        ]
         lines += [f"{_messages(done.left)} came in meanwhile: call it again"] if done.left else []
         sys.stdout.write(safe("\n".join(lines)) + "\n")
     return 1 if done.left else 0
