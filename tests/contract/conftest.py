@@ -1,4 +1,4 @@
-"""Both transports behind one fixture: every test of this directory runs over each of them."""
+"""All transports behind one fixture: every test of this directory runs over each of them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import pytest
 
 from muster.bus.bus import Bus
 from muster.bus.store import add_agent, create_store
+from muster.bus.transports.lanes.tombstones import Tombstone, list_tombstones
 from muster.bus.transports.memory import MemoryHub
+from muster.core.settings import BusSettings
 from muster.security.keys import Keyring, load_master
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
 
 class MemoryFleet:
@@ -21,38 +23,44 @@ class MemoryFleet:
 
     name = "memory"
 
-    def __init__(self) -> None:
-        self._hub = MemoryHub()
+    def __init__(self, settings: BusSettings) -> None:
+        self._hub = MemoryHub(settings=settings)
         self.open_buses: list[Bus] = []
 
     def add(self, agent: str) -> None:
         self._hub.add_agent(agent)
 
-    async def join(self, agent: str) -> Bus:
+    async def join(self, agent: str, *, overflow: str | None = None) -> Bus:
         self.add(agent)
         bus = Bus(self._hub.transport(agent))
+        if overflow is not None:
+            bus.transport.set_overflow(overflow)
         self.open_buses.append(bus)
         return bus
 
     def dead_reasons(self, _agent: str) -> list[str]:
         return [reason for _message, reason in self._hub.dead]
 
+    def tombstones(self, agent: str) -> list[Tombstone]:
+        return self._hub.tombstones.get(agent, [])
+
 
 class LanesFleet:
     """A fleet in a directory."""
 
-    name = "lanes"
-
-    def __init__(self, store: Path) -> None:
-        self.store = create_store(store)
+    def __init__(self, store: Path, settings: BusSettings) -> None:
+        self.name = "durable" if settings.durable else "lanes"
+        self.store = create_store(store, settings)
         self.open_buses: list[Bus] = []
 
     def add(self, agent: str) -> None:
         add_agent(self.store, agent)
 
-    async def join(self, agent: str, **options: Any) -> Bus:
+    async def join(self, agent: str, *, overflow: str | None = None, **options: Any) -> Bus:
         self.add(agent)
         bus = await Bus.open(self.store, agent, Keyring.from_master(load_master(self.store), agent), **options)
+        if overflow is not None:
+            bus.transport.set_overflow(overflow)
         self.open_buses.append(bus)
         return bus
 
@@ -61,10 +69,28 @@ class LanesFleet:
 
         return [str(letter["reason"]) for letter in list_letters(f"{self.store}/agents/{agent}/inbox")]
 
+    def tombstones(self, agent: str) -> list[Tombstone]:
+        return list_tombstones(f"{self.store}/agents/{agent}/inbox")
 
-@pytest.fixture(params=["memory", "lanes"])
-async def fleet(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Any]:
-    made = MemoryFleet() if request.param == "memory" else LanesFleet(tmp_path / "fleet")
-    yield made
-    for bus in made.open_buses:
-        await bus.close()
+
+@pytest.fixture(params=["memory", "lanes", "durable"])
+async def make_fleet(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
+    """Makes a fleet with the given settings of its bus, on each transport in turn."""
+    made: list[MemoryFleet | LanesFleet] = []
+
+    def make(**values: int) -> MemoryFleet | LanesFleet:
+        settings = BusSettings(durable=request.param == "durable", **values)
+        fleet = MemoryFleet(settings) if request.param == "memory" else LanesFleet(tmp_path / "fleet", settings)
+        made.append(fleet)
+        return fleet
+
+    yield make
+    for fleet in made:
+        for bus in fleet.open_buses:
+            await bus.close()
+
+
+@pytest.fixture
+def fleet(make_fleet: Callable[..., Any]) -> Any:
+    """A fleet with default settings."""
+    return make_fleet()

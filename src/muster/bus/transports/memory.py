@@ -104,16 +104,17 @@ class MemoryHub:
             )
 
     def evict_for(self, lane: _Lane) -> bool:
-        """Make room on `lane` as its recipient wishes. Whoever is away has only the sender's own messages evicted."""
+        """Make room on `lane` as its recipient wishes: by its own oldest, and by those of lanes that borrowed what this one can have.
+        Whoever is away has only the sender's own messages evicted.
+        """
         if self.overflow.get(lane.recipient) != EVICT_OLDEST:
             return False
         peer = self.agents[lane.recipient]
         while not self.has_credit(lane):
-            lanes = (
-                [lane]
-                if peer is None or len(lane.frames) >= self.settings.lane_messages_max
-                else self.lanes_to(lane.recipient)
-            )
+            lanes = [lane]
+            if peer is not None and len(lane.frames) < self.settings.lane_messages_max:
+                floor = self.settings.credit_floor
+                lanes += [other for other in self.lanes_to(lane.recipient) if len(other.frames) > floor]
             found = [(other, seq) for other in lanes if (seq := other.oldest_untaken) is not None]
             if not found:
                 return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from muster.bus.transports.lanes.cursor import WINDOW
 from muster.bus.transports.lanes.inlane import DamagedLaneError
 from muster.core.names import COORDINATOR
 from muster.core.settings import EVICT_OLDEST
@@ -28,7 +29,10 @@ def make_room(inbox: Inbox, lane: InLane) -> bool:
         return True
     if inbox.overflow != EVICT_OLDEST:
         return False
-    for _ in range(max(1, cursor.window >> 3)):
+    batch = max(1, cursor.window >> 3)
+    for count in range(WINDOW):
+        if count >= batch and cursor.credit > had:
+            break
         oldest = _oldest(inbox, lane)
         if oldest is None or oldest.cursor is None:
             break
