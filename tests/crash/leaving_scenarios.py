@@ -28,7 +28,7 @@ def with_evicting_inbox(life: Life) -> None:
     """A small inbox that evicts its oldest ones; its recipient has been there for the first."""
     found(life, SMALL)
     bob, alice = life.join("bob", send=False), life.join("alice")
-    bob.transport.set_overflow("evict_oldest")  # type: ignore[attr-defined]
+    bob.transport.set_overflow("evict_oldest")
     life.send(alice, 1)
     life.drain(bob)
     alice.transport.close()

@@ -108,7 +108,7 @@ def test_a_damaged_commit_word_is_reported_as_a_numbered_gap(store: Path, join: 
     path.write_bytes(raw)
     bob = join("bob")
     assert [d.body for d in iter(bob.receive_nowait, None)] == [1, 2]
-    assert bob.transport.gaps == [("alice", 1, 1)]  # type: ignore[attr-defined]
+    assert bob.transport.gaps == [("alice", 1, 1)]
     assert bob.stats.gaps == 1
 
 
