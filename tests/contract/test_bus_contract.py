@@ -434,3 +434,13 @@ async def test_an_ack_calls_nobody_before_it_returns_and_everybody_soon_after(fl
     assert calls == []
     await eventually_async(lambda: calls, 5.0, "somebody tells of what is there")
     assert not any(calls)
+
+
+async def test_a_control_message_with_a_correlation_is_no_reply_and_is_delivered(fleet: Any) -> None:
+    alice, bob = await fleet.join("alice"), await fleet.join("bob")
+    await alice.send("bob", 1, priority="control", correlation_id="order-17")
+    delivery = await bob.receive(timeout_s=5)
+    assert delivery is not None
+    assert (delivery.body, delivery.message.correlation_id) == (1, "order-17")
+    delivery.ack()
+    assert bob.stats.late_replies == 0

@@ -39,7 +39,7 @@ async def fill_up(bus: Bus, to: str) -> int:
 
 def drain(bus: Bus, most: int = 100_000) -> list[Any]:
     """Take and ack what is there."""
-    seen = []
+    seen: list[Any] = []
     while len(seen) < most and (delivery := bus.receive_nowait()) is not None:
         seen.append(delivery)
         delivery.ack()

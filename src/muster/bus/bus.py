@@ -16,7 +16,7 @@ from muster.bus.upkeep import Upkeep
 from muster.bus.waiting import LOOK_AGAIN_S, Waiters, set_done, wait_for_room
 from muster.core import limits
 from muster.core.guard import EchoGuard
-from muster.core.message import EXTRA_CORRELATION, EXTRA_REPLY_TO, Message
+from muster.core.message import EXTRA_CAUSATION, EXTRA_CORRELATION, EXTRA_REPLY_TO, Message
 from muster.errors import AskTimeoutError, BusClosedError, BusError, InboxFullError, UsageError
 
 if TYPE_CHECKING:
@@ -279,9 +279,16 @@ class Bus:
     def _take_reply(self, inbound: Inbound) -> bool:
         """Hand a reply to its asker. True if it was one (late ones are counted and dropped)."""
         extras = inbound.message.extras
-        if not inbound.message.control or EXTRA_CORRELATION not in extras or EXTRA_REPLY_TO in extras:
+        asked = extras.get(EXTRA_CORRELATION)
+        # A reply names the request twice, as what it belongs to and as its cause; others may name what they belong to.
+        if (
+            asked is None
+            or extras.get(EXTRA_CAUSATION) != asked
+            or not inbound.message.control
+            or EXTRA_REPLY_TO in extras
+        ):
             return False
-        future = self._asks.get(extras[EXTRA_CORRELATION])
+        future = self._asks.get(asked)
         if future is None or future.done():
             self.stats.late_replies += 1
         else:

@@ -27,11 +27,13 @@ def answer(bus: Bus, record: Record, result: Result | None) -> None:
         if result is not None
         else line_without_result(record.number, record.attempt, record.agent, record.input, record.evidence)
     )
+    asked = record.source.partition(":")[2]
     with contextlib.suppress(MusterError):
         bus.post(
             record.asker,
             msgspec.json.decode(line),
             type="task.ended",
             priority="control",
-            correlation_id=record.source.partition(":")[2],
+            correlation_id=asked,
+            causation_id=asked,
         )

@@ -250,17 +250,19 @@ class OutLane:
             return
         self._check_recipient()
         policy = overflow.read_policy(self._recipient_directory)
+        heard = False
         if self._asked_credit != peer.credit:
             self._asked_credit = peer.credit
             path, record = f"{self._recipient_directory}/bell", bell.record_of(bell.FULL, self.name)
-            if not self._sender.bells.ring(path, record):
-                overflow.act_for_absent(
-                    self._recipient_directory, self.name, self.lane_id, self._sender.settings, seq,
-                    self._describe if policy == EVICT_OLDEST and self._sender.agent != COORDINATOR else None,
-                )  # fmt: skip
-                peer.refresh()
-                if seq <= peer.credit:
-                    return
+            heard = self._sender.bells.ring(path, record)
+        if not heard:  # nobody is there, or whoever was asked before may have died since
+            overflow.act_for_absent(
+                self._recipient_directory, self.name, self.lane_id, self._sender.settings, seq,
+                self._describe if policy == EVICT_OLDEST and self._sender.agent != COORDINATOR else None,
+            )  # fmt: skip
+            peer.refresh()
+            if seq <= peer.credit:
+                return
         raise InboxFullError(
             f"{self.recipient} has {seq - 1 - peer.acked_base:,} messages of this sender unacked and grants no more",
             retry_after_s=limits.INBOX_FULL_RETRY_S,
