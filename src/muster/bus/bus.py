@@ -258,7 +258,7 @@ class Bus:
         """Everything `sender` has stored for this identity and that was not taken yet; final once the sender is proven dead."""
         deliveries = []
         for inbound in self.transport.take_all_from(sender):
-            if not self._take_reply(inbound):
+            if not (inbound.message.control and self._take_reply(inbound)):
                 self._in_hand.add(inbound)
                 deliveries.append(Delivery(self, inbound))
         return deliveries
@@ -280,13 +280,8 @@ class Bus:
         """Hand a reply to its asker. True if it was one (late ones are counted and dropped)."""
         extras = inbound.message.extras
         asked = extras.get(EXTRA_CORRELATION)
-        # A reply names the request twice, as what it belongs to and as its cause; others may name what they belong to.
-        if (
-            asked is None
-            or extras.get(EXTRA_CAUSATION) != asked
-            or not inbound.message.control
-            or EXTRA_REPLY_TO in extras
-        ):
+        # A reply names the request twice, also as its cause; others may name what they belong to.
+        if asked is None or extras.get(EXTRA_CAUSATION) != asked or EXTRA_REPLY_TO in extras:
             return False
         future = self._asks.get(asked)
         if future is None or future.done():
