@@ -13,7 +13,7 @@ from muster.core import limits
 from muster.errors import InvalidNameError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Collection
     from pathlib import Path
 
     from muster.bus.transport import BusStats
@@ -99,13 +99,10 @@ class Lookout:
         for lane in waiting:
             self.make_ready(lane)
 
-    def scan(self, senders: Iterable[tuple[str, bool]] | None = None) -> int:
-        """Look at every lane that exists (at start, after an overflow, and as a safety net). How many were not ready before.
-
-        `senders`: the lanes that are known to exist, where somebody has looked for many inboxes at once.
-        """
+    def scan(self) -> int:
+        """Look at every lane that exists (at start, after an overflow, and as a safety net). How many were not ready before."""
         found = 0
-        for sender, control in layout.lanes_to(self._store, self._agent) if senders is None else senders:
+        for sender, control in layout.lanes_to(self._store, self._agent):
             name = layout.lane_name(sender, control=control)
             if name in self.ready or name in self.ready_control or name in self.unheard:
                 continue
