@@ -364,16 +364,16 @@ async def test_a_worker_says_when_it_is_unwell_and_when_it_is_well_again(tmp_pat
 async def test_an_idle_worker_costs_nothing(tmp_path: Path) -> None:
     async with one_agent(tmp_path, command=("true",)) as world:
         await world.run("w", 1)
-        clock = Path(f"/proc/{world.pids['w']}/stat")
+        # In ns, as the scheduler counts them: the ticks of `stat` fall on whoever runs when the clock strikes.
+        clock = Path(f"/proc/{world.pids['w']}/schedstat")
 
-        def ticks() -> int:
-            fields = clock.read_text().rpartition(")")[2].split()
-            return int(fields[11]) + int(fields[12])
+        def spent_ms() -> float:
+            return int(clock.read_text().split()[0]) / 1e6
 
         await asyncio.sleep(1)
-        before = ticks()
+        before = spent_ms()
         await asyncio.sleep(4)
-        assert ticks() - before <= 2, "at most 20 ms of CPU in 4 s"
+        assert spent_ms() - before <= 20, "at most 20 ms of CPU in 4 s"
 
 
 async def test_the_coordinator_can_be_away_while_tasks_end(tmp_path: Path) -> None:
