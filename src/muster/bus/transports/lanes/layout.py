@@ -16,7 +16,7 @@ from muster.errors import InvalidNameError, RosterFullError, StoreError
 from muster.security.permissions import make_private_dir, open_private, read_private, sync_path, write_private
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 CONTROL_SUFFIX = ".control"
 
@@ -145,12 +145,12 @@ def has_outbox(store: Path, agent: str) -> bool:
     return os.path.lexists(f"{agent_dir(store, agent)}/outbox")
 
 
-def _senders(store: Path) -> list[str]:
+def _agents_with(store: Path, has: Callable[[Path, str], bool]) -> list[str]:
     try:
         names = sorted(os.listdir(store / "agents"))
     except FileNotFoundError:
         return []
-    return [name for name in names if has_outbox(store, name)]
+    return [name for name in names if has(store, name)]
 
 
 def lanes_to(store: Path, agent: str) -> Iterator[tuple[str, bool]]:
@@ -168,7 +168,7 @@ def lanes_to(store: Path, agent: str) -> Iterator[tuple[str, bool]]:
 
 
 def _lanes_of_format_1(store: Path, agent: str) -> Iterator[tuple[str, bool]]:
-    for sender in _senders(store):
+    for sender in _agents_with(store, has_outbox):
         for control in (False, True):
             if os.path.lexists(f"{agent_dir(store, sender)}/outbox/{lane_name(agent, control=control)}/lane"):
                 yield sender, control
@@ -182,8 +182,4 @@ def all_lanes(store: Path) -> dict[str, list[tuple[str, bool]]]:
 
 def roster(store: Path) -> list[str]:
     """Every agent of the store, sorted by name."""
-    try:
-        names = sorted(os.listdir(store / "agents"))
-    except FileNotFoundError:
-        return []
-    return [name for name in names if has_agent(store, name)]
+    return _agents_with(store, has_agent)
