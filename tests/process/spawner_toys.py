@@ -23,7 +23,7 @@ import msgspec
 import pytest
 
 from muster.bus.store import write_spec
-from muster.core.protocol import (
+from muster.core.orders import (
     Finished,
     ListWorkers,
     SpawnWorker,

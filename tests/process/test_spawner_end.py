@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from muster.core.protocol import Finished, StopFleet
+from muster.core.orders import Finished, StopFleet
 from muster.errors import FleetNotRunningError
 from muster.supervise import leftovers, lock, platform, tree
 from muster.supervise.client import SpawnerClient
@@ -324,7 +324,7 @@ from pathlib import Path
 from muster.supervise.spawner import Entries, start_spawner
 from muster.supervise.control import ControlLink
 import msgspec
-from muster.core.protocol import Finished
+from muster.core.orders import Finished
 import socket
 
 def coordinator(store, control_fd):

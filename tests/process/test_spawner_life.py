@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from muster.core.protocol import ExitSeen, KillWorker, SpawnWorker, StopFleet, WorkerExited, WorkerStarted
+from muster.core.orders import ExitSeen, KillWorker, SpawnWorker, StopFleet, WorkerExited, WorkerStarted
 from muster.errors import (
     FleetNotRunningError,
     FleetRunningError,

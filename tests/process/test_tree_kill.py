@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from muster.core.protocol import KillWorker
+from muster.core.orders import KillWorker
 from muster.supervise import ledger, platform, tree
 from muster.testing import eventually
 

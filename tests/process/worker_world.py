@@ -18,7 +18,8 @@ from muster.agent.status import StatusPage, read_status
 from muster.bus.bus import Bus
 from muster.bus.delivery import Delivery
 from muster.bus.store import add_agent, create_store, write_spec
-from muster.core.protocol import TYPE_OF, Assign, Drain, Drained, Ready, Result, WorkerGrant
+from muster.core.orders import WorkerGrant
+from muster.core.protocol import TYPE_OF, Assign, Drain, Drained, Ready, Result
 from muster.core.spec import AgentSpec, FleetSpec, roster, workers
 from muster.security.keys import Keyring, grant_for, load_master
 from muster.supervise import tree

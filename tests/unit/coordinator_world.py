@@ -13,29 +13,31 @@ import msgspec
 from muster.bus.bus import Bus
 from muster.bus.store import add_agent, create_store, write_spec
 from muster.coordinator import main as main_module
+from muster.core.orders import (
+    ExitSeen,
+    Finished,
+    KillWorker,
+    ListWorkers,
+    SpawnWorker,
+    ToSpawner,
+    WorkerExited,
+    WorkerList,
+    WorkerStarted,
+)
 from muster.core.protocol import (
     Assign,
     Drain,
     Drained,
-    ExitSeen,
-    Finished,
     InputEnd,
-    KillWorker,
-    ListWorkers,
     Ping,
     Pong,
     Ready,
     Result,
     RollCall,
     RunEnded,
-    SpawnWorker,
     Submit,
     TaskInput,
     TaskOutput,
-    ToSpawner,
-    WorkerExited,
-    WorkerList,
-    WorkerStarted,
 )
 from muster.core.spec import AgentSpec, FleetSpec, RetrySpec, RunSpec, roster
 from muster.security.keys import Keyring, load_master

@@ -19,7 +19,8 @@ from muster.coordinator.outputs import OutputFlow
 from muster.coordinator.results import ResultsFile
 from muster.coordinator.shell import Shell
 from muster.core import limits
-from muster.core.protocol import FleetStatus, InputEnd, StatusAsk, Stop, StopFleet, Submit, TaskInput
+from muster.core.orders import StopFleet
+from muster.core.protocol import FleetStatus, InputEnd, StatusAsk, Stop, Submit, TaskInput
 from muster.errors import IdentityBusyError, InboxFullError, StoreFullError
 
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import get_args
 
-from muster.core import protocol
+from muster.core import orders, protocol
 
 DOC = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
 
@@ -19,5 +19,5 @@ def test_every_bus_message_is_in_the_document_and_no_other() -> None:
 
 def test_every_control_message_is_in_the_document_and_no_other() -> None:
     section = DOC.split("## Between spawner and coordinator")[1].split("## Between")[0]
-    names = {struct.__name__ for union in (protocol.ToSpawner, protocol.ToCoordinator) for struct in get_args(union)}
+    names = {struct.__name__ for union in (orders.ToSpawner, orders.ToCoordinator) for struct in get_args(union)}
     assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == names

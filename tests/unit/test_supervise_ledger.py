@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from muster.core.protocol import WorkerExited
+from muster.core.orders import WorkerExited
 from muster.supervise.ledger import SURVIVORS_AFTER_S, Ledger
 
 

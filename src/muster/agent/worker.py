@@ -32,7 +32,8 @@ from muster.agent.socket import OwnerSocket, socket_path
 from muster.agent.status import StatusWriter, boottime_ms
 from muster.bus.bus import Bus
 from muster.bus.store import read_spec
-from muster.core.protocol import Drain, WorkerGrant
+from muster.core.orders import WorkerGrant
+from muster.core.protocol import Drain
 from muster.core.spec import FleetSpec, kind_of
 from muster.errors import MusterError
 from muster.metrics.registry import Registry
@@ -42,7 +43,7 @@ from muster.supervise.tree import set_subreaper, start_time_of
 
 if TYPE_CHECKING:
     from muster.agent.attempt import Executor
-    from muster.core.protocol import AgentGrant
+    from muster.core.orders import AgentGrant
     from muster.core.spec import AgentSpec
 
 #: The worker could not take its identities or read its grant.

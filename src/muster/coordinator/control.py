@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from muster.core.protocol import ToCoordinator, ToSpawner
+from muster.core.orders import ToCoordinator, ToSpawner
 
 _RECORD_BYTES_MAX = 1 << 20
 

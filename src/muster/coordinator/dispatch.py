@@ -12,7 +12,7 @@ from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
 from muster.coordinator.events import Effect, Post
-from muster.coordinator.state import READY, RUNNING, Agent, State
+from muster.coordinator.state import ABSENT, READY, RUNNING, Agent, State
 from muster.core.protocol import Assign
 
 if TYPE_CHECKING:
@@ -40,6 +40,14 @@ def offer(state: State, agent: Agent) -> None:
     elif held < agent.slots + state.plan.prefetch and not agent.in_busy:
         agent.in_busy = True
         state.busy[agent.kind].append(agent.name)
+
+
+def set_agent_state(state: State, agent: Agent, new: str) -> None:
+    """Change an agent's state and the count of the ready ones."""
+    state.ready += (new == READY) - (agent.state == READY)
+    agent.state = new
+    if new == ABSENT:
+        agent.confirmed = True
 
 
 def release(state: State, agent: Agent, number: int) -> None:

@@ -10,7 +10,8 @@ Facts are past tense, tagged arrays; a tag is never used for anything else again
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 
@@ -257,3 +258,6 @@ class Noted(msgspec.Struct):
 
 
 Effect = Post | Record | SpawnWorker | KillWorker | Finish | Noted
+
+#: What a part of the machine brings: the facts it deals with. A handler changes the state and appends effects, nothing else.
+Handlers: TypeAlias = dict[type[Any], Callable[[Any, Any, list[Effect]], None]]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from muster.core.names import COORDINATOR, OPERATOR
-from muster.core.protocol import AgentGrant, WorkerGrant
+from muster.core.orders import AgentGrant, WorkerGrant
 from muster.core.spec import roster
 from muster.security.keys import load_master, pair_keys, receive_root
 

@@ -8,7 +8,8 @@ from muster.coordinator import events as ev
 from muster.coordinator.tasks import NUMBER_MAX, UNKNOWN
 from muster.core.message import EXTRA_REPLY_TO
 from muster.core.names import OPERATOR
-from muster.core.protocol import Drained, ExitSeen, InputEnd, Ready, Refused, Result, Stop, Submit, TaskInput
+from muster.core.orders import ExitSeen
+from muster.core.protocol import Drained, InputEnd, Ready, Refused, Result, Stop, Submit, TaskInput
 from muster.errors import BodyEncodingError
 
 if TYPE_CHECKING:

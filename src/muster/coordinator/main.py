@@ -30,18 +30,8 @@ from muster.coordinator.state import LIVE
 from muster.coordinator.status import StatusTeller, expected
 from muster.core import limits
 from muster.core.names import COORDINATOR, OPERATOR
-from muster.core.protocol import (
-    TYPE_OF,
-    Finished,
-    FleetStatus,
-    HealthChanged,
-    ListWorkers,
-    MetricsSnapshot,
-    RunEnded,
-    StatusAsk,
-    ToCoordinator,
-    WorkerList,
-)
+from muster.core.orders import Finished, ListWorkers, ToCoordinator, WorkerList
+from muster.core.protocol import TYPE_OF, FleetStatus, HealthChanged, MetricsSnapshot, RunEnded, StatusAsk
 from muster.core.spec import FleetSpec, workers
 from muster.errors import BusError, MusterError, ResultsFileError
 from muster.health.monitor import HealthMonitor

@@ -19,11 +19,12 @@ from muster.coordinator.intake import Intake
 from muster.coordinator.outputs import OutputFlow, forget_files, output_of
 from muster.coordinator.results import ResultsFile, line_of, line_without_result
 from muster.coordinator.tasks import Outcomes
-from muster.core.protocol import TYPE_OF, Assign, ExitSeen, Result, StopFleet, WorkerList
-from muster.core.protocol import KillWorker as KillOrder
-from muster.core.protocol import SpawnWorker as SpawnOrder
-from muster.core.protocol import WorkerExited as ExitMessage
-from muster.core.protocol import WorkerStarted as StartMessage
+from muster.core.orders import ExitSeen, StopFleet, WorkerList
+from muster.core.orders import KillWorker as KillOrder
+from muster.core.orders import SpawnWorker as SpawnOrder
+from muster.core.orders import WorkerExited as ExitMessage
+from muster.core.orders import WorkerStarted as StartMessage
+from muster.core.protocol import TYPE_OF, Assign, Result
 from muster.errors import BodyTooLargeError, BusError, ResultsFileError, StoreFullError
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-    from muster.core.protocol import AgentGrant
+    from muster.core.orders import AgentGrant
 
 KEY_BYTES = 32
 EPOCH = 1
@@ -77,7 +77,7 @@ def load_master(store: Path) -> bytes:
 
 def grant_for(master: bytes, agent: str, peers: Iterable[str]) -> AgentGrant:
     """What `agent` is born with: its own root, and the key of its edge to each of `peers`."""
-    from muster.core.protocol import AgentGrant
+    from muster.core.orders import AgentGrant
 
     return AgentGrant(
         agent=agent,

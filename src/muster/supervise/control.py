@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from muster.core.protocol import ToCoordinator, ToSpawner, WorkerList
+from muster.core.orders import ToCoordinator, ToSpawner, WorkerList
 
 #: Largest record that is taken from a coordinator; its messages are short.
 _RECORD_BYTES_MAX = 64 << 10

@@ -11,7 +11,7 @@ from pathlib import Path
 class Entries:
     """The functions of the processes below the spawner; they run in the forked child and return its exit status.
 
-    coordinator: Gets the store and a descriptor of the control socket (SEQPACKET; `protocol.ToCoordinator` /
+    coordinator: Gets the store and a descriptor of the control socket (SEQPACKET; `orders.ToCoordinator` /
     `ToSpawner`, msgpack).
     worker: Gets a descriptor of its grant (memfd, unread) and one that becomes readable (end of stream) when the
     spawner dies.

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from muster.core.protocol import WorkerExited, WorkerList, WorkerStarted
+from muster.core.orders import WorkerExited, WorkerList, WorkerStarted
 
 #: Processes that resist SIGKILL for this long (uninterruptible sleep) are reported as survivors.
 SURVIVORS_AFTER_S = 5.0

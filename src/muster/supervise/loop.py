@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from muster.core.protocol import ExitSeen, Finished, KillWorker, ListWorkers, SpawnWorker, StopFleet, ToSpawner
+from muster.core.orders import ExitSeen, Finished, KillWorker, ListWorkers, SpawnWorker, StopFleet, ToSpawner
 from muster.core.spec import FleetSpec
 from muster.supervise import child, platform, tree
 from muster.supervise.child import complain

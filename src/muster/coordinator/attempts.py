@@ -1,0 +1,147 @@
+"""Tasks: submitted, ended, handed back, given up. Pure, like all of the machine."""
+
+from __future__ import annotations
+
+from heapq import heappush
+
+from muster.coordinator import ending
+from muster.coordinator import state as st
+from muster.coordinator.dispatch import enqueue, release
+from muster.coordinator.events import (
+    Effect,
+    Handlers,
+    InputEnded,
+    TaskEnded,
+    TaskImpossible,
+    TaskRefused,
+    TasksSubmitted,
+)
+from muster.coordinator.state import State
+from muster.coordinator.tasks import (
+    ASSIGNED,
+    DEAD,
+    DONE,
+    FAILED,
+    NUMBER_MAX,
+    OPEN,
+    SOURCES_MAX,
+    UNKNOWN,
+    Task,
+    backoff_s,
+)
+
+#: Weight of the newest attempt in the mean that decides about prefetching.
+_MEAN_WEIGHT = 1 / 16
+
+
+def is_current(task: Task, fact: TaskEnded | TaskRefused) -> bool:
+    """The fence: only the newest attempt, by the agent and incarnation it was given to, may say anything about a task."""
+    return (
+        task.state == ASSIGNED
+        and task.attempt == fact.attempt
+        and task.agent == fact.agent
+        and task.incarnation == fact.incarnation
+    )
+
+
+def _tasks_submitted(state: State, fact: TasksSubmitted, out: list[Effect]) -> None:
+    outcomes, queues = state.outcomes, state.queues
+    for given in fact.tasks:
+        number = given.number
+        if not 0 < number <= NUMBER_MAX or outcomes.get(number) != UNKNOWN:
+            continue  # submitted before: nothing changes
+        if given.source:
+            if given.source in state.sources:
+                continue  # the message came again after a crash
+            state.sources = [*state.sources, given.source][-SOURCES_MAX:]
+        kind = given.kind if len(state.kinds) > 1 or given.kind not in state.kinds else ""
+        task = Task(number, given.input, kind, given.timeout_s, source=given.source, asker=given.asker)
+        outcomes.set(number, OPEN)
+        state.tasks[number] = task
+        state.counters.submitted += 1
+        if kind in queues:
+            enqueue(state, task)
+        else:
+            task.note(f"no agent of kind {kind!r} is in this fleet")
+            task.move("impossible")
+            ending.finish_task(state, task, DEAD, out)
+
+
+def _input_ended(state: State, fact: InputEnded, _out: list[Effect]) -> None:
+    state.input_ended, state.input_total = True, fact.total
+
+
+def _task_ended(state: State, fact: TaskEnded, out: list[Effect]) -> None:
+    task = state.tasks.get(fact.number)
+    if task is None or not is_current(task, fact):
+        state.counters.stale_refused += 1
+        return
+    agent = state.agents[fact.agent]
+    release(state, agent, task.number)
+    if fact.outcome == "cancelled":
+        state.counters.handed_back += 1
+        task.move("handed_back")
+        enqueue(state, task)
+        return
+    taken_s = state.now_s - task.assigned_s
+    worked_s = state.now_s - max(task.assigned_s, agent.freed_s) if agent.slots == 1 else taken_s
+    agent.freed_s = state.now_s
+    mean_s = state.attempt_mean_s
+    state.attempt_mean_s = worked_s if mean_s is None else mean_s + (worked_s - mean_s) * _MEAN_WEIGHT
+    if fact.outcome == "done":
+        agent.done += 1
+        state.latency.add(taken_s)
+        task.move("done")
+        ending.finish_task(state, task, DONE, out)
+    else:
+        agent.failed += 1
+        _attempt_failed(state, task, fact, taken_s, out)
+
+
+def _attempt_failed(state: State, task: Task, fact: TaskEnded, taken_s: float, out: list[Effect]) -> None:
+    plan = state.plan
+    state.counters.attempts_failed += 1
+    task.failures += 1
+    if task.failures >= plan.attempts_max:
+        state.latency.add(taken_s)
+        task.move("failed_finally")
+        ending.finish_task(state, task, FAILED, out)
+        return
+    how = f"signal {fact.signal}" if fact.signal is not None else f"status {fact.exit_status}"
+    task.note(f"attempt {task.attempt} on {task.agent}: {fact.outcome}, {how}. {fact.detail}".rstrip(". "))
+    task.move("failed_again")
+    due = state.now_s + backoff_s(task.number, task.failures, plan.backoff_s, plan.backoff_max_s)
+    heappush(state.timers, (due, "task", task.number))
+
+
+def _task_refused(state: State, fact: TaskRefused, _out: list[Effect]) -> None:
+    agent = state.agents.get(fact.agent)
+    task = state.tasks.get(fact.number)
+    if agent is not None and fact.reason == "drain" and state.workers[agent.worker].incarnation == fact.incarnation:
+        ending.agent_leaving(state, agent, st.DRAINING)
+    if task is None or agent is None or not is_current(task, fact):
+        state.counters.stale_refused += 1
+        return
+    release(state, agent, task.number)
+    state.counters.handed_back += 1
+    task.move("handed_back")
+    enqueue(state, task)
+
+
+def _task_impossible(state: State, fact: TaskImpossible, out: list[Effect]) -> None:
+    task = state.tasks.get(fact.number)
+    if task is None or task.state != ASSIGNED or task.attempt != fact.attempt:
+        return
+    release(state, state.agents[task.agent], task.number)
+    task.note(fact.reason)
+    task.move("impossible")
+    ending.finish_task(state, task, DEAD, out)
+
+
+HANDLERS: Handlers = {
+    TasksSubmitted: _tasks_submitted,
+    InputEnded: _input_ended,
+    TaskEnded: _task_ended,
+    TaskRefused: _task_refused,
+    TaskImpossible: _task_impossible,
+}

@@ -1,0 +1,169 @@
+"""Ends: of a task (recorded, counted), of the fleet (drained, killed when the grace is over, finished). Pure, like all of the machine."""
+
+from __future__ import annotations
+
+from heapq import heappush
+
+from muster.coordinator import state as st
+from muster.coordinator.dispatch import set_agent_state
+from muster.coordinator.events import (
+    AgentDrained,
+    Effect,
+    Finish,
+    Handlers,
+    KillWorker,
+    Noted,
+    Post,
+    Record,
+    RecordingFailed,
+    StopRequested,
+)
+from muster.coordinator.state import Agent, Ending, State
+from muster.coordinator.tasks import CODE, DEAD, FAILED, Task
+from muster.core.protocol import Drain
+
+#: After SIGTERM or a `now` drain, time for workers to end by themselves before they are killed.
+NOW_GRACE_S = 3.0
+#: Time for killed workers to be proven dead before the coordinator leaves that to the spawner.
+PROOF_S = 0.7
+#: A halted run waits for running tasks as long as they take.
+NO_DEADLINE_S = 365 * 86_400.0
+SIGTERM, SIGKILL = 15, 9
+_SIGNAL_STATUS = {"SIGHUP": 129, "SIGINT": 130, "SIGTERM": 143}
+
+
+def begin_drain(state: State, ending: Ending, out: list[Effect]) -> None:
+    """Assign nothing more, let agents end what they hold, then end. A second call can only make it faster."""
+    if state.phase == st.ENDED:
+        return
+    if state.phase == st.DRAINING:
+        if not ending.now or state.ending.now:
+            return
+        state.ending.now, state.ending.killed = True, False
+        state.ending.deadline_s = ending.deadline_s
+    else:
+        state.phase, state.ending = st.DRAINING, ending
+        out.append(Noted("fleet.draining", {"reason": ending.reason, "text": ending.text, "now": ending.now}))
+    if state.ending.deadline_s is not None:
+        heappush(state.timers, (state.ending.deadline_s, "kill", 0))
+    for agent in state.agents.values():
+        drain_agent(state, agent, out)
+    for worker in state.workers.values():
+        if worker.state == st.PAUSED:
+            worker.state = st.GONE
+        elif worker.state in (st.STARTING, st.ALIVE) and all(
+            state.agents[name].state == st.ABSENT for name in worker.agents
+        ):
+            out.append(
+                KillWorker(worker.name, worker.incarnation, SIGTERM, False)
+            )  # holds nothing: it need not get ready first
+
+
+def drain_agent(state: State, agent: Agent, out: list[Effect]) -> None:
+    """Tell an agent to come to an end, as the fleet does."""
+    if agent.state not in (st.READY, st.DRAINING):
+        return
+    set_agent_state(state, agent, st.DRAINING)
+    ending = state.ending
+    left_s = NO_DEADLINE_S if ending.deadline_s is None else max(0.0, ending.deadline_s - state.now_s)
+    out.append(Post(agent.name, Drain(now=ending.now, deadline_s=left_s), is_control=True))
+
+
+def kill_due(state: State, _key: object, out: list[Effect]) -> None:
+    """The grace of a drain is over: what still lives is killed, and waited for a moment only (the spawner goes on proving)."""
+    ending = state.ending
+    if state.phase != st.DRAINING or ending.deadline_s is None or state.now_s < ending.deadline_s:
+        return
+    if ending.killed:
+        state.live_workers = 0
+        return
+    ending.killed, ending.deadline_s = True, state.now_s + PROOF_S
+    heappush(state.timers, (ending.deadline_s, "kill", 0))
+    for worker in state.workers.values():
+        if worker.state in (st.STARTING, st.ALIVE):
+            out.append(KillWorker(worker.name, worker.incarnation, SIGKILL, True))
+
+
+def check_end(state: State, out: list[Effect]) -> None:
+    """End the fleet when there is nothing left to do or nobody left to do it."""
+    plan = state.plan
+    if state.phase == st.RUNNING and plan.run:
+        if state.input_ended and not state.tasks:
+            begin_drain(state, Ending("complete", deadline_s=state.now_s + plan.grace_s), out)
+        elif state.kinds_out:
+            _check_stuck(state, out)
+    if state.phase == st.DRAINING and state.live_workers <= 0:
+        state.phase = st.ENDED
+        out.append(finish(state))
+
+
+def _check_stuck(state: State, out: list[Effect]) -> None:
+    stuck = sum(len(state.queues.get(kind, ())) for kind in state.kinds_out)
+    everybody = len(state.kinds_out) == len(state.kinds)
+    if everybody or (stuck and stuck == len(state.tasks)):
+        last = next((w for w in state.workers.values() if w.last_exit and w.state in (st.GONE, st.QUARANTINED)), None)
+        how = f": {last.name} {last.last_exit}" if last else ""
+        error = f"no worker is left for {len(state.tasks)} unfinished tasks{how}"
+        begin_drain(state, Ending("error", error=error, deadline_s=state.now_s + state.plan.grace_s), out)
+
+
+def finish(state: State) -> Finish:
+    """How the fleet ended, for its exit status."""
+    ending, counters = state.ending, state.counters
+    if ending.reason == "complete":
+        return Finish(1 if counters.failed or counters.dead else 0, "complete")
+    if ending.reason == "halted":
+        return Finish(3, "halted")
+    if ending.reason == "stopped":
+        unfinished = 1 if state.plan.run and (state.tasks or not state.input_ended) else 0
+        return Finish(_SIGNAL_STATUS.get(ending.text, unfinished), "stopped")
+    return Finish(1, "error", ending.error)
+
+
+def agent_leaving(state: State, agent: Agent, new: str) -> None:
+    """An agent said that it drains or has drained: nothing more is assigned to it."""
+    if agent.state in (st.READY, st.DRAINING):
+        set_agent_state(state, agent, new)
+
+
+def finish_task(state: State, task: Task, how: str, out: list[Effect]) -> None:
+    """Record a task that is over, and halt the run if that was one failure too many."""
+    del state.tasks[task.number]
+    state.outcomes.set(task.number, CODE[how])
+    counters = state.counters
+    if how == FAILED:
+        counters.failed += 1
+    elif how == DEAD:
+        counters.dead += 1
+    else:
+        counters.done += 1
+    evidence = task.evidence
+    out.append(Record(task.number, task.attempt, task.agent, how, task.input, evidence, task.source, task.asker))
+    plan = state.plan
+    if plan.halt != "never" and state.phase == st.RUNNING and counters.failed + counters.dead >= plan.halt_after:
+        now = plan.halt == "now"
+        begin_drain(state, Ending("halted", now=now, deadline_s=state.now_s + NOW_GRACE_S if now else None), out)
+
+
+def _agent_drained(state: State, fact: AgentDrained, _out: list[Effect]) -> None:
+    agent = state.agents.get(fact.agent)
+    if agent is not None and state.workers[agent.worker].incarnation == fact.incarnation:
+        agent_leaving(state, agent, st.DRAINED)
+
+
+def _stop_requested(state: State, fact: StopRequested, out: list[Effect]) -> None:
+    now = fact.mode == "now"
+    deadline_s = state.now_s + (NOW_GRACE_S if now else state.plan.grace_s)
+    begin_drain(state, Ending("stopped", fact.reason, now, deadline_s=deadline_s), out)
+
+
+def _recording_failed(state: State, fact: RecordingFailed, out: list[Effect]) -> None:
+    error = Ending("error", error=fact.message, now=True, deadline_s=state.now_s + NOW_GRACE_S)
+    begin_drain(state, error, out)
+
+
+HANDLERS: Handlers = {
+    AgentDrained: _agent_drained,
+    StopRequested: _stop_requested,
+    RecordingFailed: _recording_failed,
+}

@@ -1,0 +1,77 @@
+"""Who is there: agents that join, and what a new coordinator finds. Pure, like all of the machine."""
+
+from __future__ import annotations
+
+from muster.coordinator import state as st
+from muster.coordinator.dispatch import assignment, offer, set_agent_state
+from muster.coordinator.ending import SIGKILL, drain_agent, finish
+from muster.coordinator.events import AgentReady, Effect, Handlers, KillWorker, Post, Recovered
+from muster.coordinator.lifecycle import reclaim, spawn
+from muster.coordinator.state import Agent, State
+from muster.core.protocol import Cancel, RollCall
+
+
+def agent_ready(state: State, fact: AgentReady, out: list[Effect]) -> None:
+    """An agent joined or answered the roll call; what it lost of our orders is sent again, what it should not have is cancelled."""
+    agent = state.agents.get(fact.agent)
+    worker = state.workers[agent.worker] if agent is not None else None
+    if (
+        agent is None
+        or worker is None
+        or fact.incarnation != worker.incarnation
+        or worker.state not in (st.STARTING, st.ALIVE)
+    ):
+        return
+    worker.state = st.ALIVE
+    is_answer = fact.nonce is not None and fact.nonce == state.roll
+    if agent.state == st.ABSENT:
+        agent.slots = max(1, fact.slots)
+        set_agent_state(state, agent, st.READY)
+        if state.ready == len(state.agents) and state.ready_s is None:
+            state.ready_s = state.now_s - state.started_s
+    if is_answer:
+        agent.confirmed = True
+        _reconcile(state, agent, fact.holding, out)
+    if state.phase == st.DRAINING:
+        drain_agent(state, agent, out)
+    else:
+        offer(state, agent)
+
+
+def _reconcile(state: State, agent: Agent, holding: list[tuple[int, int]], out: list[Effect]) -> None:
+    there = dict(holding)
+    for number, attempt in agent.held.items():
+        if there.get(number) != attempt:  # never arrived: the very same attempt is sent again, it cannot have run
+            out.append(assignment(state.tasks[number]))
+    for number, attempt in there.items():
+        if agent.held.get(number) != attempt:
+            out.append(Post(agent.name, Cancel(number=number, attempt=attempt), is_control=True))
+
+
+def recovered(state: State, fact: Recovered, out: list[Effect]) -> None:
+    """A new coordinator took over: call the roll of the living, reclaim what the spawner does not know."""
+    state.counters.coordinator_restarts = max(state.counters.coordinator_restarts, fact.coordinator_restarts)
+    state.roll += 1
+    exited = dict(fact.exited)
+    alive = {(worker, incarnation): (pid, start_time) for worker, incarnation, pid, start_time in fact.alive}
+    for worker in list(state.workers.values()):
+        found = alive.pop((worker.name, worker.incarnation), None)
+        if worker.state not in st.LIVE or exited.get(worker.name) == worker.incarnation:
+            continue
+        if found is None:
+            reclaim(state, worker, None, out)
+            if state.phase == st.RUNNING:
+                spawn(state, worker, out)
+            else:
+                worker.state = st.GONE
+            continue
+        worker.state, (worker.pid, worker.start_time) = st.ALIVE, found
+        for name in worker.agents:
+            state.agents[name].confirmed = False
+            out.append(Post(name, RollCall(nonce=state.roll), is_control=True))
+    out.extend(KillWorker(name, incarnation, SIGKILL, True) for name, incarnation in alive)
+    if state.phase == st.ENDED:
+        out.append(finish(state))
+
+
+HANDLERS: Handlers = {AgentReady: agent_ready, Recovered: recovered}

@@ -1,0 +1,59 @@
+"""The tables of fleet.toml, key by key; `config` reads, layers and checks them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from muster.core import limits
+
+Duration = str | int | float
+
+
+class AgentTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[agents.NAME]`: one kind of agent."""
+
+    count: int = 1
+    command: list[str] | str | None = None
+    handler: str | None = None
+    shell: bool = False
+    cwd: str | None = None
+    env: dict[str, str] = {}
+    restart: Literal["always", "on_failure", "never"] = "always"
+    slots: int = 1
+    timeout: Duration | None = None
+    stop_signal: str = "TERM"
+    kill_grace: Duration = limits.KILL_GRACE_S
+    overflow: Literal["refuse", "wait", "evict_oldest"] | None = None
+
+
+class BusTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """`[bus]`: bounds of the fleet's store, under the names that `BusSettings` explains. What is absent has its default."""
+
+    durable: bool | None = None
+    agents_max: int | None = None
+    lane_messages_max: int | None = None
+    lane_bytes_max: int | None = None
+    inbox_messages_max: int | None = None
+    outbox_messages_max: int | None = None
+    outbox_bytes_max: int | None = None
+    fleet_messages_max: int | None = None
+    fleet_bytes_max: int | None = None
+
+
+class FleetTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[fleet]`: what holds for the whole fleet."""
+
+    name: str | None = None
+    profile: Literal["development", "staging", "production"] = "production"
+    grace: Duration = limits.GRACE_S
+    orphans: Literal["stop", "keep"] = "stop"
+    orphan_grace: Duration = 5.0
+    agents_per_worker: int = 1
+    edges: Literal["all", "coordinator"] | None = None
+    retries: int = 0
+    backoff: Duration = 0.5
+    metrics: bool = True
+    metrics_interval: Duration = limits.METRICS_INTERVAL_S
+    debug: bool = False
