@@ -18,6 +18,7 @@ from muster.bus.bus import Bus
 from muster.bus.store import read_spec
 from muster.coordinator import events as ev
 from muster.coordinator import report as reports
+from muster.coordinator.adoption import adopt
 from muster.coordinator.control import ControlSocket
 from muster.coordinator.grants import Grants
 from muster.coordinator.log import EventLog
@@ -26,13 +27,12 @@ from muster.coordinator.outputs import OutputFlow
 from muster.coordinator.results import ResultsFile
 from muster.coordinator.services import Pinger, ProgressTeller, Service
 from muster.coordinator.shell import Shell
-from muster.coordinator.state import LIVE
 from muster.coordinator.status import StatusTeller, expected
 from muster.core import limits
 from muster.core.names import COORDINATOR, OPERATOR
 from muster.core.orders import Finished, ListWorkers, ToCoordinator, WorkerList
 from muster.core.protocol import TYPE_OF, FleetStatus, HealthChanged, MetricsSnapshot, RunEnded, StatusAsk
-from muster.core.spec import FleetSpec, workers
+from muster.core.spec import FleetSpec
 from muster.errors import BusError, MusterError, ResultsFileError
 from muster.health.monitor import HealthMonitor
 from muster.metrics.collector import Collector
@@ -61,15 +61,15 @@ _FDS_MAX = 9 * limits.OPEN_LANES_MAX + 256
 LOST_STATUS = 1
 
 
-def main(store: Path, control_fd: int) -> int:
-    """Coordinate the fleet at `store` until it ends; `control_fd` is the SEQPACKET socket to the spawner.
+def main(store: Path, control_fd: int, name: str = COORDINATOR) -> int:
+    """Coordinate the fleet at `store` until it ends, as `name`; `control_fd` is the SEQPACKET socket to the spawner.
 
     Returns the fleet's exit status after `Finished` was sent; else 1 (the spawner is gone, or the store cannot be used), and a new
     coordinator may go on from the log. Never raises.
     """
     allow_descriptors(_FDS_MAX)
     try:
-        return _run(_coordinate(store, control_fd))
+        return _run(_coordinate(store, control_fd, name))
     except MusterError as error:
         print(f"muster: coordinator: {error.message}", file=sys.stderr)
     except Exception:
@@ -77,10 +77,10 @@ def main(store: Path, control_fd: int) -> int:
     return LOST_STATUS
 
 
-async def _coordinate(store: Path, control_fd: int) -> int:
+async def _coordinate(store: Path, control_fd: int, name: str) -> int:
     spec = read_spec(store)
-    keyring = Keyring.from_master(load_master(store), COORDINATOR)
-    bus = await Bus.open(store, COORDINATOR, keyring, wait_s=IDENTITY_WAIT_S)
+    keyring = Keyring.from_master(load_master(store), name)
+    bus = await Bus.open(store, name, keyring, wait_s=IDENTITY_WAIT_S)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(bus.close)
         log = EventLog(store / "coordinator")
@@ -146,8 +146,7 @@ class Coordinator:
         listing = await self._ask_spawner()
         if listing is None:
             return LOST_STATUS
-        self._expect_open_tasks()
-        await self._adopt(listing)
+        await adopt(shell, self._spec, listing)
         gc.collect()
         gc.freeze()  # what was replayed stays: no collection has to walk it again
         gc.set_threshold(50_000, 20, 50)
@@ -182,44 +181,6 @@ class Coordinator:
                 await asyncio.wait_for(self._shell.wake.wait(), 0.5)
         self._shell.notes.write("spawner.silent", lost=control.is_lost)
         return None
-
-    def _expect_open_tasks(self) -> None:
-        for number in self._shell.machine.state.tasks:
-            self._shell.outputs.expect(number)
-        self._shell.outputs.expect_again(self._shell.replayed)
-
-    async def _adopt(self, listing: WorkerList) -> None:
-        """Begin a life of the fleet, or take over from a coordinator that died: the dead's last results first, then the roll call."""
-        shell = self._shell
-        state, facts = shell.machine.state, shell.intake.facts
-        alive = {(entry.worker, entry.incarnation) for entry in listing.alive}
-        for worker in list(state.workers.values()):
-            if worker.state in LIVE and (worker.name, worker.incarnation) not in alive:
-                shell.drain_worker(worker.name)
-        now_s = shell.clock.now_s()
-        if state.life == 0 or listing.coordinator_restarts == 0:
-            base = shell.results.size_bytes if shell.results is not None else 0
-            facts.append(ev.FleetStarted(now_s, plan_of(self._spec), base))
-        else:
-            facts.append(
-                ev.Recovered(
-                    now_s,
-                    [(entry.worker, entry.incarnation, entry.pid, entry.start_time) for entry in listing.alive],
-                    [(entry.worker, entry.incarnation) for entry in listing.exited],
-                    listing.coordinator_restarts,
-                )
-            )
-        for exited in listing.exited:
-            shell.take_exit(exited)
-        shell.notes.write(
-            "coordinator.started",
-            life=state.life,
-            restarts=listing.coordinator_restarts,
-            alive=len(alive),
-            open_tasks=len(state.tasks),
-        )
-        shell.record_dead_again()
-        await shell.commit()
 
     # ------------------------------------------------------------------ messages that are no facts
 
@@ -325,30 +286,4 @@ class Coordinator:
         return await self._finished(error.exit_status)
 
 
-def plan_of(spec: FleetSpec) -> ev.Plan:
-    """What decisions depend on, from the fleet's specification."""
-    order = {"always": 0, "on_failure": 1, "never": 2}
-    kind_of = {agent: kind for kind in spec.agents for agent in kind.agent_ids()}
-    entries = []
-    for worker, agents in workers(spec).items():
-        kinds = [kind_of[agent] for agent in agents]
-        # A worker that hosts several kinds lives by the strictest wish to be kept alive.
-        restart = min((kind.restart for kind in kinds), key=order.__getitem__)
-        entries.append(
-            ev.WorkerPlan(worker, [(agent, kind.name) for agent, kind in zip(agents, kinds, strict=True)], restart)
-        )
-    halt = spec.run.halt if spec.run is not None else None
-    return ev.Plan(
-        workers=entries,
-        run=spec.run is not None,
-        attempts_max=spec.retry.attempts_max,
-        deaths_max=spec.retry.deaths_max,
-        backoff_s=spec.retry.backoff_s,
-        backoff_max_s=spec.retry.backoff_max_s,
-        halt=halt.when if halt is not None else "never",
-        halt_after=halt.fail if halt is not None else 1,
-        grace_s=spec.grace_s,
-    )
-
-
-__all__ = ["main", "plan_of"]
+__all__ = ["main"]

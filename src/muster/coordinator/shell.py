@@ -25,7 +25,7 @@ from muster.core.orders import SpawnWorker as SpawnOrder
 from muster.core.orders import WorkerExited as ExitMessage
 from muster.core.orders import WorkerStarted as StartMessage
 from muster.core.protocol import TYPE_OF, Assign, Result
-from muster.errors import BodyTooLargeError, BusError, ResultsFileError, StoreFullError
+from muster.errors import BodyTooLargeError, BusError, MusterError, ResultsFileError, StoreFullError
 
 if TYPE_CHECKING:
     from muster.bus.bus import Bus
@@ -46,12 +46,18 @@ LOG_RETRY_S = 0.2
 class Clock:
     """Seconds that start as wall time and go on as monotonic time, never behind what the log has seen."""
 
-    def __init__(self, not_before_s: float) -> None:
-        self._offset_s = max(time.time(), not_before_s) - time.monotonic()
+    def __init__(
+        self,
+        not_before_s: float,
+        wall_s: Callable[[], float] = time.time,
+        steady_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._steady_s = steady_s
+        self._offset_s = max(wall_s(), not_before_s) - steady_s()
 
     def now_s(self) -> float:
         """The time of a fact that happens now."""
-        return time.monotonic() + self._offset_s
+        return self._steady_s() + self._offset_s
 
 
 class Shell:
@@ -149,6 +155,7 @@ class Shell:
                 self._carry_out(effect)
         for delivery in acks:
             delivery.ack()
+        intake.asks.answer(self.machine.state)
         for seen in exits:
             if self.control is not None:
                 self.control.send(seen)
@@ -268,6 +275,8 @@ class Shell:
                 type=TYPE_OF[body.__class__],
                 priority="control" if post.is_control else "normal",
                 message_id=post.message_id,
+                correlation_id=post.answers,
+                causation_id=post.answers,
             )
         except BodyTooLargeError as error:
             if isinstance(body, Assign):  # no agent can ever be given it
@@ -275,8 +284,10 @@ class Shell:
                     ev.TaskImpossible(self.clock.now_s(), body.number, body.attempt, error.message)
                 )
                 self.wake.set()
-        except BusError:  # no credit or no room: kept, and tried again in its order
-            return False
+        except MusterError as error:  # no credit or no room: kept, and tried again in its order
+            if post.answers is None and not isinstance(error, BusError):
+                raise
+            return post.answers is not None  # whoever got no answer asks again
         return True
 
     def _retry_pending(self) -> None:

@@ -1,0 +1,76 @@
+"""The first turn of a coordinator: begin a life of the fleet, or take over from a coordinator that died."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from muster.coordinator import events as ev
+from muster.coordinator.state import LIVE
+from muster.core.spec import workers
+
+if TYPE_CHECKING:
+    from muster.coordinator.shell import Shell
+    from muster.core.orders import WorkerList
+    from muster.core.spec import FleetSpec
+
+
+async def adopt(shell: Shell, spec: FleetSpec, listing: WorkerList) -> None:
+    """Take in what the spawner's `listing` says: the dead's last results first, then the roll call of the living."""
+    state, facts = shell.machine.state, shell.intake.facts
+    for number in state.tasks:
+        shell.outputs.expect(number)
+    shell.outputs.expect_again(shell.replayed)
+    alive = {(entry.worker, entry.incarnation) for entry in listing.alive}
+    for worker in list(state.workers.values()):
+        if worker.state in LIVE and (worker.name, worker.incarnation) not in alive:
+            shell.drain_worker(worker.name)
+    now_s = shell.clock.now_s()
+    if state.life == 0 or listing.coordinator_restarts == 0:
+        base = shell.results.size_bytes if shell.results is not None else 0
+        facts.append(ev.FleetStarted(now_s, plan_of(spec), base))
+    else:
+        facts.append(
+            ev.Recovered(
+                now_s,
+                [(entry.worker, entry.incarnation, entry.pid, entry.start_time) for entry in listing.alive],
+                [(entry.worker, entry.incarnation) for entry in listing.exited],
+                listing.coordinator_restarts,
+            )
+        )
+    for exited in listing.exited:
+        shell.take_exit(exited)
+    shell.notes.write(
+        "coordinator.started",
+        life=state.life,
+        restarts=listing.coordinator_restarts,
+        alive=len(alive),
+        open_tasks=len(state.tasks),
+    )
+    shell.record_dead_again()
+    await shell.commit()
+
+
+def plan_of(spec: FleetSpec) -> ev.Plan:
+    """What decisions depend on, from the fleet's specification."""
+    order = {"always": 0, "on_failure": 1, "never": 2}
+    kind_of = {agent: kind for kind in spec.agents for agent in kind.agent_ids()}
+    entries = []
+    for worker, agents in workers(spec).items():
+        kinds = [kind_of[agent] for agent in agents]
+        # A worker that hosts several kinds lives by the strictest wish to be kept alive.
+        restart = min((kind.restart for kind in kinds), key=order.__getitem__)
+        entries.append(
+            ev.WorkerPlan(worker, [(agent, kind.name) for agent, kind in zip(agents, kinds, strict=True)], restart)
+        )
+    halt = spec.run.halt if spec.run is not None else None
+    return ev.Plan(
+        workers=entries,
+        run=spec.run is not None,
+        attempts_max=spec.retry.attempts_max,
+        deaths_max=spec.retry.deaths_max,
+        backoff_s=spec.retry.backoff_s,
+        backoff_max_s=spec.retry.backoff_max_s,
+        halt=halt.when if halt is not None else "never",
+        halt_after=halt.fail if halt is not None else 1,
+        grace_s=spec.grace_s,
+    )
