@@ -46,7 +46,7 @@ Message = TypeVar("Message", bound=msgspec.Struct)
 # --------------------------------------------------------------------------- what runs in the forked processes
 
 
-def coordinator_entry(store: Path, control_fd: int) -> int:
+def coordinator_entry(store: Path, control_fd: int, name: str) -> int:
     """Hand the control socket to the test, then end as it says; when it goes away, end."""
     with socket.socket(socket.AF_UNIX) as door:
         with platform.short_path(store, DOOR) as address:

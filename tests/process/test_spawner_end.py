@@ -327,7 +327,7 @@ import msgspec
 from muster.core.orders import Finished
 import socket
 
-def coordinator(store, control_fd):
+def coordinator(store, control_fd, name):
     control = socket.socket(fileno=control_fd)
     control.send(msgspec.msgpack.encode(Finished(exit_status=9)))
     return 0

@@ -77,7 +77,7 @@ def main(store: Path, control_fd: int, name: str = COORDINATOR) -> int:
     return LOST_STATUS
 
 
-async def _coordinate(store: Path, control_fd: int, name: str) -> int:
+async def _coordinate(store: Path, control_fd: int, name: str = COORDINATOR) -> int:
     spec = read_spec(store)
     keyring = Keyring.from_master(load_master(store), name)
     bus = await Bus.open(store, name, keyring, wait_s=IDENTITY_WAIT_S)

@@ -10,19 +10,27 @@ from typing import Literal
 
 import msgspec
 
+from muster.core.names import COORDINATOR
+
 
 class SpawnWorker(msgspec.Struct, frozen=True, kw_only=True, tag="spawn"):
     """coordinator -> spawner, with one memfd (SCM_RIGHTS) that holds the msgpack of a `WorkerGrant`.
 
-    The spawner hands the memfd to the child unread and closes its own copy: it never sees a key.
+    The spawner hands the memfd to the child unread and closes its own copy: it never sees a key. The worker is the sender's from then on:
+    its exit is told to the sender, who alone may signal it. `is_coordinator`: what is forked is the coordinator of a team, without a memfd
+    but with a control socket of its own; its death ends none of its workers.
+
+    Refused, with a `WorkerExited` of pid 0 and exit status 77 that needs no `ExitSeen`: a worker that lives, a worker of somebody else
+    (unless that one was given up, see `Reown`), and an incarnation that is not higher than all before.
     """
 
     worker: str
     incarnation: int
+    is_coordinator: bool = False
 
 
 class KillWorker(msgspec.Struct, frozen=True, kw_only=True, tag="kill"):
-    """coordinator -> spawner: signal a worker; `tree` also kills its whole process tree and proves it dead."""
+    """coordinator -> spawner: signal a worker of its own; `tree` also kills its whole process tree and proves it dead."""
 
     worker: str
     incarnation: int
@@ -31,11 +39,22 @@ class KillWorker(msgspec.Struct, frozen=True, kw_only=True, tag="kill"):
 
 
 class ListWorkers(msgspec.Struct, frozen=True, kw_only=True, tag="list"):
-    """coordinator -> spawner, first thing after a (re)start; answered by one `WorkerList`."""
+    """coordinator -> spawner, first thing after a (re)start; answered by one `WorkerList` of the workers that it spawned."""
+
+
+class Reown(msgspec.Struct, frozen=True, kw_only=True, tag="reown"):
+    """root -> spawner: `source` is given up as a coordinator; from now on its workers' exits are told to `target`, who may signal them.
+
+    Answered by the `WorkerList` of `source`, with every exit that nobody acknowledged. Asked again, it changes nothing and gets the list as
+    it is then. Whoever spawns one of these workers next owns it. Believed from the root only.
+    """
+
+    source: str
+    target: str
 
 
 class Finished(msgspec.Struct, frozen=True, kw_only=True, tag="finished"):
-    """coordinator -> spawner: the fleet is done and the coordinator is about to exit; do not restart it.
+    """root -> spawner: the fleet is done and the root is about to exit; do not restart it.
 
     The spawner then kills whatever is left, removes an ephemeral store if it holds nothing unread, and exits with `exit_status`.
     """
@@ -76,21 +95,26 @@ class ExitSeen(msgspec.Struct, frozen=True, kw_only=True, tag="exit_seen"):
 
 
 class WorkerList(msgspec.Struct, frozen=True, kw_only=True, tag="list_reply"):
-    """spawner -> coordinator: everything alive, and every exit that was not acknowledged yet."""
+    """spawner -> coordinator: of the workers that `owner` spawned everything alive, and every exit that was not acknowledged yet.
+
+    `last`: the highest incarnation of each that was ever ordered, alive or not; the next one must be higher.
+    """
 
     alive: list[WorkerStarted]
     exited: list[WorkerExited]
     coordinator_restarts: int
+    owner: str = COORDINATOR
+    last: dict[str, int] = {}
 
 
 class StopFleet(msgspec.Struct, frozen=True, kw_only=True, tag="stop"):
-    """spawner -> coordinator: a signal or a `muster down` asked for the end of the fleet."""
+    """spawner -> root: a signal or a `muster down` asked for the end of the fleet."""
 
     mode: Literal["drain", "now"]
     reason: str = ""
 
 
-ToSpawner = SpawnWorker | KillWorker | ListWorkers | Finished | ExitSeen
+ToSpawner = SpawnWorker | KillWorker | ListWorkers | Finished | ExitSeen | Reown
 ToCoordinator = WorkerStarted | WorkerExited | WorkerList | StopFleet
 
 
@@ -103,9 +127,13 @@ class AgentGrant(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WorkerGrant(msgspec.Struct, frozen=True, kw_only=True):
-    """The content of the memfd a worker is born with. `store` is the fleet's directory; everything else stands in its spec.json."""
+    """The content of the memfd a worker is born with. `store` is the fleet's directory; everything else stands in its spec.json.
+
+    `coordinator`: whom its agents report to. They believe verbs from that one and from the root.
+    """
 
     worker: str
     incarnation: int
     store: str
     agents: list[AgentGrant]
+    coordinator: str = COORDINATOR

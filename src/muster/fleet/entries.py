@@ -12,10 +12,10 @@ def entries() -> Entries:
     return Entries(coordinator=_coordinator, worker=_worker, preload=_preload)
 
 
-def _coordinator(store: Path, control_fd: int) -> int:
+def _coordinator(store: Path, control_fd: int, name: str) -> int:
     from muster.coordinator.main import main
 
-    return main(store, control_fd)
+    return main(store, control_fd, name)
 
 
 def _worker(grant_fd: int, lifeline_fd: int) -> int:

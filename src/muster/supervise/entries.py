@@ -11,13 +11,13 @@ from pathlib import Path
 class Entries:
     """The functions of the processes below the spawner; they run in the forked child and return its exit status.
 
-    coordinator: Gets the store and a descriptor of the control socket (SEQPACKET; `orders.ToCoordinator` /
-    `ToSpawner`, msgpack).
+    coordinator: Gets the store, a descriptor of the control socket (SEQPACKET; `orders.ToCoordinator` / `ToSpawner`,
+    msgpack), and its name: `names.COORDINATOR` is the root, every other one coordinates a team.
     worker: Gets a descriptor of its grant (memfd, unread) and one that becomes readable (end of stream) when the
     spawner dies.
     preload: Called once, before the first fork: imports everything that the two need.
     """
 
-    coordinator: Callable[[Path, int], int]
+    coordinator: Callable[[Path, int, str], int]
     worker: Callable[[int, int], int]
     preload: Callable[[], None]

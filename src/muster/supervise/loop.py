@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from muster.core.names import COORDINATOR
 from muster.core.orders import ExitSeen, Finished, KillWorker, ListWorkers, SpawnWorker, StopFleet, ToSpawner
 from muster.core.spec import FleetSpec
 from muster.supervise import child, platform, tree
@@ -165,7 +166,7 @@ class Spawner:
 
         birth = child.Birth(
             name="coordinator",
-            run=lambda: self.entries.coordinator(self.store, fd),
+            run=lambda: self.entries.coordinator(self.store, fd, COORDINATOR),
             keep_fds=(fd,),
             forget=forget,
             subreaper=False,
