@@ -272,3 +272,15 @@ class CoordinatorLostError(FleetError):
     """The coordinator died more often than its restart budget allows; the orphan policy was carried out."""
 
     code = "fleet.coordinator_lost"
+
+
+def error_of(fields: dict[str, object]) -> MusterError:
+    """The error that `as_dict` described: its class is found by the code, an unknown code is a plain MusterError."""
+    facts = dict(fields)
+    code, message, retry_after_s = facts.pop("code", ""), facts.pop("message", ""), facts.pop("retry_after_s", None)
+    kinds: list[type[MusterError]] = [MusterError]
+    for kind in kinds:  # grows while it is walked: the whole tree of classes
+        kinds.extend(kind.__subclasses__())
+    kind = next((each for each in kinds if each.code == code), MusterError)
+    wait_s = retry_after_s if isinstance(retry_after_s, int | float) else None
+    return kind(str(message or code), retry_after_s=wait_s, **facts)

@@ -123,7 +123,7 @@ class OwnerClient:
             if answer is None:
                 raise errors.OwnerGoneError(f"the owner of this identity went away: {error}") from None
         if "error" in answer:
-            raise _error(answer["error"])
+            raise errors.error_of(answer["error"])
         del answer["ok"]
         return dict(answer)
 
@@ -179,12 +179,3 @@ def _opened(message: dict[str, Any]) -> dict[str, Any]:
     if "body_b64" in message:
         message["body"] = base64.b64decode(message.pop("body_b64"))
     return message
-
-
-def _error(fields: dict[str, Any]) -> errors.MusterError:
-    kinds = [errors.MusterError]
-    for kind in kinds:  # grows while it is walked: the whole tree of classes
-        kinds.extend(kind.__subclasses__())
-    code = fields.pop("code", "")
-    kind = next((each for each in kinds if each.code == code), errors.MusterError)
-    return kind(str(fields.pop("message", code)), retry_after_s=fields.pop("retry_after_s", None), **fields)

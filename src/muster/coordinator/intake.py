@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from muster.coordinator import events as ev
+from muster.coordinator.asks import Asks, Rules
 from muster.coordinator.tasks import NUMBER_MAX, UNKNOWN
 from muster.core.message import EXTRA_REPLY_TO
 from muster.core.names import OPERATOR
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 #: Characters of a failed attempt's last words that go into the log.
 DETAIL_MAX = 200
 
+#: Every ask that changes something (see `asks`). Each part of the coordinator brings its own.
+RULES: Rules = {}
+
 ResultsOfTurn = dict[tuple[int, int], tuple[Result, "Delivery"]]
 
 
@@ -33,6 +37,7 @@ class Intake:
         self.results: ResultsOfTurn = {}
         self.acks: list[Delivery] = []
         self.exits: list[ExitSeen] = []
+        self.asks = Asks(RULES)
         self._last_given = 0  # the highest task number given to a message in this life
         self._makers: dict[str, Callable[[Delivery], None]] = {
             "task.result": self._result,
@@ -57,6 +62,10 @@ class Intake:
         try:
             if make is not None:
                 make(delivery)
+                return
+            if self.asks.knows(delivery.type):
+                shell = self._shell
+                self.facts += self.asks.take(delivery, shell.machine.state, shell.clock.now_s())
                 return
             serve = self._shell.on_message.get(delivery.type)
             if serve is not None:

@@ -54,6 +54,18 @@ class StatusAsk(msgspec.Struct, frozen=True, kw_only=True):
     agents: bool = True
 
 
+class Done(msgspec.Struct, frozen=True, kw_only=True):
+    """`fleet.done`, coordinator -> whoever asked for a change: it is in the log, or (`ok` false) was refused and changed nothing.
+
+    A refusal carries the code and the sentence of the error that it is; `facts` say more, and their keys belong to the ask.
+    """
+
+    ok: bool
+    facts: dict[str, Any] = {}
+    code: str = ""
+    message: str = ""
+
+
 # --------------------------------------------------------------------------- bus: coordinator -> operator
 
 
@@ -286,5 +298,6 @@ TYPES: dict[str, type[msgspec.Struct]] = {
     "agent.ping": Ping,
     "agent.pong": Pong,
     "fleet.status.reply": FleetStatus,
+    "fleet.done": Done,
 }
 TYPE_OF: dict[type[msgspec.Struct], str] = {struct: name for name, struct in TYPES.items()}

@@ -6,7 +6,6 @@ disagreement between them is shown, not resolved in silence.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
 from typing import Any
@@ -14,13 +13,10 @@ from typing import Any
 import msgspec
 
 from muster.agent.status import read_status
-from muster.bus.bus import Bus
-from muster.bus.store import add_agent, has_agent
-from muster.core.names import COORDINATOR, OBSERVER, OPERATOR
-from muster.core.protocol import TYPE_OF, FleetStatus, StatusAsk
-from muster.errors import IdentityBusyError, MusterError
+from muster.core.protocol import FleetStatus, StatusAsk
+from muster.errors import MusterError
 from muster.fleet import places, processes
-from muster.security.keys import Keyring, load_master
+from muster.fleet.asking import ask
 
 #: How long the coordinator may take to answer before status goes by pages and kernel alone.
 ANSWER_S = 3.0
@@ -49,23 +45,11 @@ def status_of(fleet: places.Fleet, answer_s: float = ANSWER_S) -> dict[str, Any]
 
 def _ask_coordinator(fleet: places.Fleet, answer_s: float) -> tuple[FleetStatus | None, str]:
     try:
-        try:
-            return asyncio.run(_ask_as(fleet, OPERATOR, answer_s)), ""
-        except IdentityBusyError:
-            if not has_agent(fleet.store, OBSERVER):
-                add_agent(fleet.store, OBSERVER)
-            return asyncio.run(_ask_as(fleet, OBSERVER, answer_s)), ""
+        return ask(fleet, StatusAsk(), FleetStatus, answer_s), ""
     except MusterError as error:
         return None, error.message
     except OSError as error:
         return None, str(error.strerror)
-
-
-async def _ask_as(fleet: places.Fleet, name: str, answer_s: float) -> FleetStatus:
-    keyring = Keyring.from_master(load_master(fleet.store), name)
-    async with await Bus.open(fleet.store, name, keyring, wait_s=0.5 if name == OBSERVER else 0.0) as bus:
-        reply = await bus.ask(COORDINATOR, StatusAsk(), type=TYPE_OF[StatusAsk], timeout_s=answer_s)
-        return reply.decode(FleetStatus)
 
 
 def _from_pages(fleet: places.Fleet) -> list[dict[str, Any]]:
