@@ -17,6 +17,7 @@ import msgspec
 
 from muster.core import limits
 from muster.core.protocol import TaskInput
+from muster.core.spec import ChildSpec
 
 Outcome = Literal["done", "failed", "timeout", "cancelled", "killed"]
 
@@ -35,6 +36,8 @@ class WorkerPlan(msgspec.Struct, array_like=True, frozen=True):
     worker: str
     agents: list[tuple[str, str]]
     restart: Literal["always", "on_failure", "never"] = "always"
+    #: None: by the plan's `restarts_max` and `restart_period_s`.
+    child: ChildSpec | None = None
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -205,12 +208,16 @@ AnyFact = (
 
 
 class Post(msgspec.Struct):
-    """Send `body` to agent `to`. With a `message_id`, sending it again after a crash adds no second copy."""
+    """Send `body` to agent `to`. With a `message_id`, sending it again after a crash adds no second copy.
+
+    `answers`: the id (hex) of the ask that this is the reply to; replies are control messages.
+    """
 
     to: str
     body: msgspec.Struct
     message_id: str | None = None
     is_control: bool = False
+    answers: str | None = None
 
 
 class Record(msgspec.Struct):

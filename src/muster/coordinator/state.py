@@ -12,26 +12,32 @@ from typing import Any
 import msgspec
 
 from muster.coordinator.events import Plan
+from muster.coordinator.lives import (
+    ABSENT,
+    ALIVE,
+    DRAINED,
+    DYING,
+    GONE,
+    LIVE,
+    PAUSED,
+    QUARANTINED,
+    READY,
+    STARTING,
+    WORKER_TRANSITIONS,
+)
 from muster.coordinator.tasks import Outcomes, Task
+from muster.core.spec import ChildSpec
 
 #: Version of the snapshot and of the facts. A log of another version is refused.
 FORMAT = 1
 
 # Phases of a fleet.
 WAITING, RUNNING, DRAINING, ENDED = "waiting", "running", "draining", "ended"
-# States of a worker. `dying`: reaped, but some of its process tree lives. `waiting`: for its next start.
-ABSENT, STARTING, ALIVE, DYING, PAUSED, GONE, QUARANTINED = (
-    "absent",
-    "starting",
-    "alive",
-    "dying",
-    "waiting",
-    "gone",
-    "quarantined",
-)
-LIVE = (STARTING, ALIVE, DYING)
-# States of an agent.
-READY, DRAINED = "ready", "drained"
+# States of workers and agents stand in `lives`, with the moves between them.
+__all__ = [
+    "ABSENT", "ALIVE", "DRAINED", "DRAINING", "DYING", "ENDED", "FORMAT", "GONE", "LIVE", "PAUSED", "QUARANTINED", "READY", "RUNNING",
+    "STARTING", "WAITING", "Agent", "Counters", "Ending", "LatencyHistogram", "Snapshot", "State", "Worker", "load", "snapshot",
+]  # fmt: skip
 
 
 class Worker(msgspec.Struct, array_like=True):
@@ -49,6 +55,23 @@ class Worker(msgspec.Struct, array_like=True):
     restarts_s: list[float] = []
     restarts: int = 0
     last_exit: str = ""
+    #: How it is supervised.
+    child: ChildSpec = ChildSpec()
+    #: When this incarnation was asked for, and by when its agents must have joined; 0: they have.
+    born_s: float = 0.0
+    ready_by_s: float = 0.0
+    #: It was not ready in time once; whether it is given up on that is decided a moment later.
+    is_doubted: bool = False
+    #: Why it was killed by the coordinator; "" if it was not.
+    fault: str = ""
+    #: Why it is being drained while the fleet goes on; "" if it is not.
+    leaving: str = ""
+    #: Attempts that ended in this incarnation.
+    attempts: int = 0
+
+    def move(self, cause: str) -> None:
+        """Change state as the table says. Raises KeyError for a move that is not in it."""
+        self.state = WORKER_TRANSITIONS[self.state, cause]
 
 
 class Agent(msgspec.Struct, array_like=True):

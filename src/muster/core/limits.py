@@ -71,6 +71,10 @@ TASK_DEATHS_MAX = 5
 #: Worker restarts within the period before the worker is quarantined.
 RESTARTS_MAX = 5
 RESTART_PERIOD_S = 30.0
+#: Wait before the second restart within the period, and the longest one after doubling.
+RESTART_DELAY_S, RESTART_DELAY_MAX_S = 0.1, 5.0
+#: Time for a worker's agents to join: imports of a handler, identities held by an incarnation that is being cleared away.
+READY_TIMEOUT_S = 60.0
 #: Coordinator restarts within the period before the orphan policy is carried out.
 COORDINATOR_RESTARTS_MAX = 10
 COORDINATOR_RESTART_PERIOD_S = 60.0
@@ -91,3 +95,7 @@ SUSPECT_AFTER_S = 30.0
 SUBMIT_BATCH = 200
 #: Unfinished tasks above which the command line stops reading inputs.
 OPEN_TASKS_MAX = 20_000
+#: Agents of a team, unless a fleet says otherwise: a coordinator serves so many beside its root on a fraction of a core.
+AGENTS_PER_TEAM = 30
+#: Before the end of a grace a team's own agents are ended, so that it can still report: seconds, at most a half of what is left.
+TEAM_MARGIN_S = 0.5

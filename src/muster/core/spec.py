@@ -11,7 +11,43 @@ from typing import Literal
 import msgspec
 
 from muster.core import limits
-from muster.core.names import COMPANIONS
+from muster.core.names import COMPANIONS, TEAM
+
+
+class AgentLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What one attempt of a kind may take at most; None: no bound. A breach ends it with all that it started."""
+
+    #: Resident memory of all its processes together; pages that they share count for each.
+    rss_bytes: int | None = None
+    #: Descriptors that each process of a command may have open.
+    fds: int | None = None
+    #: Time, whatever the task itself allows.
+    wall_s: float | None = None
+
+
+class ChildSpec(msgspec.Struct, array_like=True, frozen=True):
+    """How a worker is supervised: when it is started again after a death, when it is set aside, when it is replaced though it lives."""
+
+    #: Restarts within the period; the next death within it quarantines the worker.
+    restarts_max: int = limits.RESTARTS_MAX
+    period_s: float = limits.RESTART_PERIOD_S
+    #: The first restart within the period comes at once, the second waits so long, each further one twice as long as the one before.
+    delay_s: float = limits.RESTART_DELAY_S
+    delay_max_s: float = limits.RESTART_DELAY_MAX_S
+    #: A worker whose agents have not joined by then is killed, which counts as a death.
+    ready_timeout_s: float = limits.READY_TIMEOUT_S
+    #: It is drained and replaced after so many attempts, at this age, above this memory of its own process; 0: never.
+    max_tasks: int = 0
+    max_age_s: float = 0.0
+    max_rss_bytes: int = 0
+
+    def delay_before_s(self, earlier: int) -> float:
+        """The wait before a restart, given how many there were within the period."""
+        return 0.0 if not earlier else float(min(self.delay_max_s, self.delay_s * 2.0 ** min(earlier - 1, 40)))
+
+    def can_trip(self) -> bool:
+        """Whether the limit can be reached at all: waits that add up to the period keep a crash loop going for ever."""
+        return sum(map(self.delay_before_s, range(self.restarts_max))) < self.period_s
 
 
 class AgentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -39,6 +75,8 @@ class AgentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     #: What senders meet when such an agent's inbox is full. None: "refuse" for agents that muster runs; a program that takes a plain inbox
     #: decides by itself.
     overflow: Literal["refuse", "wait", "evict_oldest"] | None = None
+    bounds: AgentLimits = AgentLimits()
+    child: ChildSpec = ChildSpec()
 
     def agent_ids(self) -> list[str]:
         """The ids of this kind: the name itself for one, name-1 … name-N for more."""
@@ -80,6 +118,25 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
     resume: bool = False
 
 
+class TeamsSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """How the agents of a hybrid fleet are divided: at most `agents_per_team` each, into at most `count` teams if that is given."""
+
+    agents_per_team: int = limits.AGENTS_PER_TEAM
+    count: int | None = None
+
+
+class Team(msgspec.Struct, frozen=True, kw_only=True):
+    """One team: its coordinator's name, the kind of its agents, and worker -> the agents that it hosts."""
+
+    name: str
+    kind: AgentSpec
+    workers: dict[str, tuple[str, ...]]
+
+    def agents(self) -> list[str]:
+        """Its agents, in start order."""
+        return [agent for hosted in self.workers.values() for agent in hosted]
+
+
 class FleetSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One fleet. `run` is set for `muster run`, None for a standing fleet."""
 
@@ -104,6 +161,8 @@ class FleetSpec(msgspec.Struct, frozen=True, kw_only=True):
     debug: bool = False
     #: Wall time when the user's wait began (the start of the `muster` process): ready and duration are counted from there. 0: not known.
     started_unix_s: float = 0.0
+    #: Not None: a hybrid fleet, whose agents work below team coordinators.
+    teams: TeamsSpec | None = None
 
 
 def roster(spec: FleetSpec) -> list[str]:
@@ -113,19 +172,16 @@ def roster(spec: FleetSpec) -> list[str]:
 
 def identities(spec: FleetSpec) -> int:
     """How many identities the fleet's store must have room for at least."""
-    return len(roster(spec)) + len(COMPANIONS)
+    return len(roster(spec)) + len(COMPANIONS) + len(teams(spec))
 
 
 def workers(spec: FleetSpec) -> dict[str, tuple[str, ...]]:
-    """Worker name -> the agents that it hosts; with one agent per worker both have the same name.
+    """Worker name -> the agents that it hosts in a flat fleet; with one agent per worker both have the same name.
 
     Plain inboxes have none: a program of their own takes that identity.
     """
     ids = [agent for kind in spec.agents if kind.command or kind.handler for agent in kind.agent_ids()]
-    size = max(1, spec.agents_per_worker)
-    if size == 1:
-        return {agent: (agent,) for agent in ids}
-    return {f"worker-{at // size + 1}": tuple(ids[at : at + size]) for at in range(0, len(ids), size)}
+    return _workers_of(ids, spec.agents_per_worker, "worker")
 
 
 def kind_of(spec: FleetSpec, agent: str) -> AgentSpec:
@@ -134,3 +190,43 @@ def kind_of(spec: FleetSpec, agent: str) -> AgentSpec:
         if kind.includes(agent):
             return kind
     raise KeyError(agent)
+
+
+def teams(spec: FleetSpec) -> dict[str, Team]:
+    """Team name -> team; empty for a flat fleet. A team has agents of one kind only, and those of a kind differ by one agent at most.
+
+    Raises:
+        ValueError: There are more kinds than `count` teams, or more agents than they have room for.
+    """
+    if spec.teams is None:
+        return {}
+    kinds = [kind for kind in spec.agents if kind.command or kind.handler]
+    size = _team_size([kind.count for kind in kinds], spec.teams)
+    found: dict[str, Team] = {}
+    for kind in kinds:
+        ids = kind.agent_ids()
+        parts = -(-len(ids) // size)
+        for part in range(parts):
+            name = f"{TEAM}-{len(found) + 1}"
+            mine = ids[len(ids) * part // parts : len(ids) * (part + 1) // parts]
+            found[name] = Team(
+                name=name, kind=kind, workers=_workers_of(mine, spec.agents_per_worker, f"{name}-worker")
+            )
+    return found
+
+
+def _team_size(counts: list[int], wanted: TeamsSpec) -> int:
+    """The smallest size that makes no more teams than wanted, or the size that is given."""
+    most = wanted.agents_per_team
+    if wanted.count is None:
+        return most
+    for size in range(1, most + 1):
+        if sum(-(-count // size) for count in counts) <= wanted.count:
+            return size
+    raise ValueError(f"{sum(counts)} agents of {len(counts)} kinds do not fit into {wanted.count} teams of {most}")
+
+
+def _workers_of(agents: list[str], size: int, name: str) -> dict[str, tuple[str, ...]]:
+    if size <= 1:
+        return {agent: (agent,) for agent in agents}
+    return {f"{name}-{at // size + 1}": tuple(agents[at : at + size]) for at in range(0, len(agents), size)}
