@@ -18,6 +18,10 @@ OBSERVER = AgentId("observer")
 #: The identities of every fleet beside its agents.
 COMPANIONS = (COORDINATOR, OPERATOR, OBSERVER)
 
+#: What the names of team coordinators begin with: team-1, team-2, …
+TEAM = "team"
+_TEAM_NAME = re.compile(TEAM + r"-[1-9][0-9]{0,4}", re.ASCII)
+
 #: Names that only muster's own processes may join as; people and workers get InvalidNameError for them.
 RESERVED: frozenset[str] = frozenset({"coordinator", "spawner", "muster", "new", "tmp", "all", "workers"})
 
@@ -31,6 +35,11 @@ def _checked(text: object, what: str) -> str:
     if text.startswith("-"):
         raise InvalidNameError(f"{what} {text!r} starts with '-', so it would be read as an option", name=text)
     return text
+
+
+def is_coordinator(name: str) -> bool:
+    """Whether `name` is the root coordinator's or can be a team coordinator's: what such a one has assigned is never evicted."""
+    return name == COORDINATOR or _TEAM_NAME.fullmatch(name) is not None
 
 
 def agent_id(text: object, *, allow_reserved: bool = False) -> AgentId:

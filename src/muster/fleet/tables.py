@@ -11,6 +11,14 @@ from muster.core import limits
 Duration = str | int | float
 
 
+class LimitsTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[agents.NAME.limits]`: what one attempt may take; a breach kills all of it. What is absent has no bound but the profile's."""
+
+    rss: str | int | None = None
+    fds: int | None = None
+    wall: Duration | None = None
+
+
 class AgentTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[agents.NAME]`: one kind of agent."""
 
@@ -26,6 +34,7 @@ class AgentTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     stop_signal: str = "TERM"
     kill_grace: Duration = limits.KILL_GRACE_S
     overflow: Literal["refuse", "wait", "evict_oldest"] | None = None
+    bounds: LimitsTable = msgspec.field(default=LimitsTable(), name="limits")
 
 
 class BusTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -57,3 +66,10 @@ class FleetTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     metrics: bool = True
     metrics_interval: Duration = limits.METRICS_INTERVAL_S
     debug: bool = False
+
+
+class TeamsTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[teams]`: the agents work below team coordinators. Without `count` there are as many teams as are needed."""
+
+    count: int | None = None
+    agents_per_team: int | None = None
