@@ -20,15 +20,17 @@ from muster.core.names import agent_id, fleet_name
 from muster.core.settings import BusSettings
 from muster.core.spec import AgentSpec, FleetSpec, RetrySpec, identities
 from muster.errors import ConfigError, InvalidNameError
+from muster.fleet.bounds import bounds_of
+from muster.fleet.division import check_teams, teams_spec
 from muster.fleet.durations import parse_duration
 from muster.fleet.profiles import DEFAULT, PROFILES
-from muster.fleet.tables import AgentTable, BusTable, FleetTable
+from muster.fleet.tables import AgentTable, BusTable, FleetTable, LimitsTable, TeamsTable
 
 T = TypeVar("T", bound=msgspec.Struct)
 
 
 #: What may stand at the top level.
-TABLES = ("fleet", "bus", "agents")
+TABLES = ("fleet", "bus", "agents", "teams")
 #: Keys of `[fleet]` that MUSTER_<KEY> sets. The name is chosen by MUSTER_FLEET, which selects a fleet and renames none.
 ENVIRONMENT_KEYS: tuple[str, ...] = tuple(key for key in FleetTable.__struct_fields__ if key != "name")
 
@@ -42,6 +44,8 @@ class FleetConfig:
     fleet: FleetTable
     agents: dict[str, AgentTable]
     bus: BusTable
+    #: None: a flat fleet.
+    teams: TeamsTable | None = None
     origins: dict[str, str] = field(default_factory=dict)
 
     def written_bus(self) -> dict[str, int]:
@@ -90,6 +94,9 @@ class FleetConfig:
             orphan_policy=table.orphans,
             orphan_grace_s=parse_duration(table.orphan_grace, "orphan_grace"),
             debug=table.debug,
+            teams=None
+            if (teams := self.teams) is None
+            else teams_spec(teams.count, teams.agents_per_team, f"{self.path}: [teams]"),
         )
 
 
@@ -122,7 +129,10 @@ def load(
     agents = _agents(document.get("agents"), path)
     bus = _convert(_table(document.get("bus", {}), BusTable, path, "[bus]"), BusTable, path, "[bus]")
     name = fleet_name(fleet.name if fleet.name is not None else path.absolute().parent.name)
-    config = FleetConfig(path=path, name=name, fleet=fleet, agents=agents, bus=bus, origins=origins)
+    teams = None
+    if "teams" in document:
+        teams = _convert(_table(document["teams"], TeamsTable, path, "[teams]"), TeamsTable, path, "[teams]")
+    config = FleetConfig(path=path, name=name, fleet=fleet, agents=agents, bus=bus, teams=teams, origins=origins)
     _check(config)
     return config
 
@@ -164,18 +174,23 @@ def _agents(tables: object, path: Path) -> dict[str, AgentTable]:
         return {}
     if not isinstance(tables, dict):
         raise ConfigError(f"{path}: agents must be tables such as [agents.reviewer]", source=str(path))
-    return {
-        name: _convert(_table(table, AgentTable, path, f"[agents.{name}]"), AgentTable, path, f"[agents.{name}]")
-        for name, table in tables.items()
-    }
+    return {name: _agent(name, table, path) for name, table in tables.items()}
+
+
+def _agent(name: str, table: object, path: Path) -> AgentTable:
+    place = f"[agents.{name}]"
+    keys = _table(table, AgentTable, path, place)
+    if "limits" in keys:
+        _table(keys["limits"], LimitsTable, path, f"[agents.{name}.limits]")
+    return _convert(keys, AgentTable, path, place)
 
 
 def _table(table: object, struct: type[msgspec.Struct], path: Path, place: str) -> dict[str, Any]:
     if not isinstance(table, dict):
         raise ConfigError(f"{path}: {place} must be a table", source=str(path))
     for key in table:
-        if key not in struct.__struct_fields__:
-            raise _unknown(key, struct.__struct_fields__, str(path), place)
+        if key not in struct.__struct_encode_fields__:
+            raise _unknown(key, struct.__struct_encode_fields__, str(path), place)
     return table
 
 
@@ -210,7 +225,7 @@ def _check(config: FleetConfig) -> None:
     for key, least in (("agents_per_worker", 1), ("retries", 0)):
         if getattr(table, key) < least:
             raise ConfigError(f"{path}: [fleet] {key} must be at least {least}", key=key, source=str(path))
-    config.spec("")  # parses every duration
+    check_teams(config.spec(""), f"{path}: [teams]")  # parses every duration on the way
     config.bus_settings()
     seen: dict[str, str] = {}
     for name, agent in config.agents.items():
@@ -265,6 +280,7 @@ def _agent_spec(name: str, table: AgentTable, path: Path) -> AgentSpec:
         stop_signal=_signal_name(table.stop_signal, place),
         kill_grace_s=parse_duration(table.kill_grace, f"{place} kill_grace"),
         overflow=table.overflow,
+        bounds=bounds_of(table, place),
     )
 
 
