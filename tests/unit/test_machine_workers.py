@@ -81,9 +81,10 @@ def test_restarts_wait_longer_each_time_and_end_in_quarantine():
     delays = []
     for incarnation in (1, 2, 3):
         out = exited(machine, "w-1", incarnation)
-        due = machine.due_s()
-        delays.append((due or machine.state.now_s) - machine.state.now_s)
-        if due is not None:
+        worker = machine.state.workers["w-1"]
+        due = worker.restart_at_s if worker.state == "waiting" else machine.state.now_s
+        delays.append(due - machine.state.now_s)
+        if worker.state == "waiting":
             out = machine.apply(ev.TimePassed(due))
         assert spawned(out) == [("w-1", incarnation + 1)]
     assert delays == pytest.approx([0.0, 0.1, 0.2])

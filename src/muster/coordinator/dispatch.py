@@ -12,6 +12,7 @@ from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
 from muster.coordinator.events import Effect, Post
+from muster.coordinator.lives import AGENT_MOVES
 from muster.coordinator.state import ABSENT, READY, RUNNING, Agent, State
 from muster.core.protocol import Assign
 
@@ -43,7 +44,9 @@ def offer(state: State, agent: Agent) -> None:
 
 
 def set_agent_state(state: State, agent: Agent, new: str) -> None:
-    """Change an agent's state and the count of the ready ones."""
+    """Change an agent's state and the count of the ready ones. Raises ValueError for a move that is not in `lives.AGENT_TRANSITIONS`."""
+    if agent.state != new and (agent.state, new) not in AGENT_MOVES:
+        raise ValueError(f"{agent.name} cannot go from {agent.state} to {new}")
     state.ready += (new == READY) - (agent.state == READY)
     agent.state = new
     if new == ABSENT:

@@ -50,7 +50,7 @@ def begin_drain(state: State, ending: Ending, out: list[Effect]) -> None:
         drain_agent(state, agent, out)
     for worker in state.workers.values():
         if worker.state == st.PAUSED:
-            worker.state = st.GONE
+            worker.move("retired")
         elif worker.state in (st.STARTING, st.ALIVE) and all(
             state.agents[name].state == st.ABSENT for name in worker.agents
         ):

@@ -6,8 +6,8 @@ from muster.coordinator import state as st
 from muster.coordinator.dispatch import assignment, offer, set_agent_state
 from muster.coordinator.ending import SIGKILL, drain_agent, finish
 from muster.coordinator.events import AgentReady, Effect, Handlers, KillWorker, Post, Recovered
-from muster.coordinator.lifecycle import reclaim, spawn
-from muster.coordinator.state import Agent, State
+from muster.coordinator.lifecycle import await_ready, reclaim, spawn
+from muster.coordinator.state import Agent, State, Worker
 from muster.core.protocol import Cancel, RollCall
 
 
@@ -22,13 +22,15 @@ def agent_ready(state: State, fact: AgentReady, out: list[Effect]) -> None:
         or worker.state not in (st.STARTING, st.ALIVE)
     ):
         return
-    worker.state = st.ALIVE
+    worker.move("seen")
     is_answer = fact.nonce is not None and fact.nonce == state.roll
     if agent.state == st.ABSENT:
         agent.slots = max(1, fact.slots)
         set_agent_state(state, agent, st.READY)
         if state.ready == len(state.agents) and state.ready_s is None:
             state.ready_s = state.now_s - state.started_s
+    if worker.ready_by_s and all(state.agents[name].state != st.ABSENT for name in worker.agents):
+        worker.ready_by_s = 0.0
     if is_answer:
         agent.confirmed = True
         _reconcile(state, agent, fact.holding, out)
@@ -63,15 +65,25 @@ def recovered(state: State, fact: Recovered, out: list[Effect]) -> None:
             if state.phase == st.RUNNING:
                 spawn(state, worker, out)
             else:
-                worker.state = st.GONE
+                worker.move("retired")
             continue
-        worker.state, (worker.pid, worker.start_time) = st.ALIVE, found
-        for name in worker.agents:
-            state.agents[name].confirmed = False
-            out.append(Post(name, RollCall(nonce=state.roll), is_control=True))
+        _call(state, worker, found, out)
     out.extend(KillWorker(name, incarnation, SIGKILL, True) for name, incarnation in alive)
     if state.phase == st.ENDED:
         out.append(finish(state))
+
+
+def _call(state: State, worker: Worker, found: tuple[int, int], out: list[Effect]) -> None:
+    """Call the agents of a living worker, which has its time to get ready anew."""
+    worker.move("seen")
+    if worker.state == st.DYING:
+        return  # reaped: what the spawner lists is a grave that is not proven empty
+    worker.pid, worker.start_time = found
+    if any(state.agents[name].state == st.ABSENT for name in worker.agents):
+        await_ready(state, worker)
+    for name in worker.agents:
+        state.agents[name].confirmed = False
+        out.append(Post(name, RollCall(nonce=state.roll), is_control=True))
 
 
 HANDLERS: Handlers = {AgentReady: agent_ready, Recovered: recovered}

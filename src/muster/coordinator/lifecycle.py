@@ -1,7 +1,8 @@
 """Workers: start, death, restart. Pure, like all of the machine.
 
 A task is freed by exactly three things: its own result, its refusal, and the proof that the process tree of its worker is gone.
-Restart intensity is OTP's: more than R restarts within T seconds, and the worker is given up (quarantined).
+Restart intensity is OTP's (Erlang/OTP `supervisor`): more than R restarts within T seconds, and the worker is set aside (quarantined)
+until the operator wants it back.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ from muster.coordinator.events import (
 )
 from muster.coordinator.state import Agent, Ending, State, Worker
 from muster.coordinator.tasks import DEAD, Task
+from muster.core.spec import ChildSpec
 
-RESTART_DELAY_S, RESTART_DELAY_MAX_S = 0.1, 5.0
+#: A worker that seems not to be ready in time gets this much more: perhaps it was us who stood still, and its word waits to be read.
+READY_AGAIN_S = 2.0
 
 
 def start_fleet(state: State, fact: FleetStarted, out: list[Effect]) -> None:
@@ -55,6 +58,7 @@ def _adopt_plan(state: State, plan: Plan) -> None:
     for entry in plan.workers:
         known = old_workers.get(entry.worker)
         worker = Worker(entry.worker, [agent for agent, _ in entry.agents], entry.restart)
+        worker.child = entry.child or ChildSpec(restarts_max=plan.restarts_max, period_s=plan.restart_period_s)
         if known is not None:  # incarnations never repeat within the life of a store
             worker.incarnation, worker.restarts = known.incarnation, known.restarts
         state.workers[entry.worker] = worker
@@ -79,11 +83,48 @@ def _adopt_plan(state: State, plan: Plan) -> None:
 
 def spawn(state: State, worker: Worker, out: list[Effect]) -> None:
     """Start the next incarnation of a worker."""
+    worker.move("spawned")
     worker.incarnation += 1
-    worker.state = st.STARTING
-    worker.pid = worker.start_time = 0
+    worker.pid = worker.start_time = worker.attempts = 0
+    worker.fault = worker.leaving = ""
+    worker.born_s = state.now_s
     state.live_workers += 1
+    await_ready(state, worker)
     out.append(SpawnWorker(worker.name, worker.incarnation))
+
+
+def await_ready(state: State, worker: Worker) -> None:
+    """From now on the worker has its time to get ready."""
+    worker.is_doubted = False
+    worker.ready_by_s = state.now_s + worker.child.ready_timeout_s
+    heappush(state.timers, (worker.ready_by_s, "ready", worker.name))
+
+
+def is_ready_timer_stale(state: State, due_s: float, name: str) -> bool:
+    """Whether nobody waits any more for what this timer was set for."""
+    worker = state.workers.get(name)
+    return worker is None or worker.ready_by_s != due_s
+
+
+def ready_due(state: State, name: str, out: list[Effect]) -> None:
+    """A worker's time to get ready is over: kill it, unless it has got ready or may only not have been heard."""
+    worker = state.workers.get(name)
+    if (
+        worker is None
+        or not 0 < worker.ready_by_s <= state.now_s
+        or worker.state not in (st.STARTING, st.ALIVE)
+        or state.phase != st.RUNNING
+    ):
+        return
+    if not worker.is_doubted:
+        worker.is_doubted = True
+        worker.ready_by_s = state.now_s + READY_AGAIN_S
+        heappush(state.timers, (worker.ready_by_s, "ready", name))
+        return
+    worker.ready_by_s = 0.0
+    worker.fault = f"was not ready within {worker.child.ready_timeout_s:g} s and was killed"
+    out.append(Noted("worker.not_ready", {"worker": name, "timeout_s": worker.child.ready_timeout_s}))
+    out.append(KillWorker(name, worker.incarnation, SIGKILL, True))
 
 
 def worker_started(state: State, fact: WorkerStarted, out: list[Effect]) -> None:
@@ -92,7 +133,8 @@ def worker_started(state: State, fact: WorkerStarted, out: list[Effect]) -> None
     if worker is None or fact.incarnation != worker.incarnation or worker.state not in (st.STARTING, st.ALIVE):
         out.append(KillWorker(fact.worker, fact.incarnation, SIGKILL, True))
         return
-    worker.state, worker.pid, worker.start_time = st.ALIVE, fact.pid, fact.start_time
+    worker.move("seen")
+    worker.pid, worker.start_time = fact.pid, fact.start_time
 
 
 def worker_exited(state: State, fact: WorkerExited, out: list[Effect]) -> None:
@@ -101,12 +143,12 @@ def worker_exited(state: State, fact: WorkerExited, out: list[Effect]) -> None:
     if worker is None or fact.incarnation != worker.incarnation or worker.state not in st.LIVE:
         return
     if fact.survivors:
-        worker.state = st.DYING
+        worker.move("reaped")
         for name in worker.agents:
             set_agent_state(state, state.agents[name], st.ABSENT)
         out.append(Noted("worker.survivors", {"worker": worker.name, "survivors": fact.survivors}))
         return
-    worker.last_exit = describe_exit(fact)
+    worker.last_exit = worker.fault or describe_exit(fact)
     if state.phase == st.RUNNING:
         state.counters.worker_deaths += 1
         out.append(
@@ -116,7 +158,7 @@ def worker_exited(state: State, fact: WorkerExited, out: list[Effect]) -> None:
     if state.phase == st.RUNNING:
         _restart(state, worker, fact.exit_status, out)
     else:
-        worker.state = st.GONE
+        worker.move("retired")
 
 
 def describe_exit(fact: WorkerExited) -> str:
@@ -128,7 +170,8 @@ def describe_exit(fact: WorkerExited) -> str:
 
 def reclaim(state: State, worker: Worker, blame: str | None, out: list[Effect]) -> None:
     """Free everything a proven dead worker held. `blame`: count the death for what can have been running; None: for nothing."""
-    worker.state = st.ABSENT
+    worker.move("proven_dead")
+    worker.ready_by_s = 0.0
     state.live_workers -= 1
     for name in worker.agents:
         agent = state.agents[name]
@@ -158,25 +201,24 @@ def _free(state: State, task: Task, blame: str | None, out: list[Effect]) -> Non
 
 def _restart(state: State, worker: Worker, exit_status: int | None, out: list[Effect]) -> None:
     if worker.restart == "never" or (worker.restart == "on_failure" and exit_status == 0):
-        _give_up(state, worker, st.GONE)
+        _give_up(state, worker, "retired")
         return
-    plan, now_s = state.plan, state.now_s
-    worker.restarts_s = [at for at in worker.restarts_s if now_s - at < plan.restart_period_s]
-    if len(worker.restarts_s) >= plan.restarts_max:
-        out.append(
-            Noted("worker.quarantined", {"worker": worker.name, "restarts": worker.restarts, "how": worker.last_exit})
-        )
-        _give_up(state, worker, st.QUARANTINED)
+    child, now_s = worker.child, state.now_s
+    worker.restarts_s = [at for at in worker.restarts_s if now_s - at < child.period_s]
+    earlier = len(worker.restarts_s)
+    if earlier >= child.restarts_max:
+        out.append(Noted("worker.quarantined", {"worker": worker.name, "how": why_quarantined(worker)}))
+        _give_up(state, worker, "crash_looped")
         return
-    tried = len(worker.restarts_s)
     worker.restarts_s = [*worker.restarts_s, now_s]
     worker.restarts += 1
     state.counters.restarts += 1
-    if not tried:
+    delay_s = child.delay_before_s(earlier)
+    if delay_s <= 0:
         spawn(state, worker, out)
         return
-    worker.state = st.PAUSED
-    worker.restart_at_s = now_s + min(RESTART_DELAY_MAX_S, RESTART_DELAY_S * 2 ** (tried - 1))
+    worker.move("backed_off")
+    worker.restart_at_s = now_s + delay_s
     heappush(state.timers, (worker.restart_at_s, "worker", worker.name))
 
 
@@ -192,8 +234,20 @@ def restart_due(state: State, name: str, out: list[Effect]) -> None:
         spawn(state, worker, out)
 
 
-def _give_up(state: State, worker: Worker, how: str) -> None:
-    worker.state = how
+def why_quarantined(worker: Worker) -> str:
+    """The evidence against a quarantined worker, in a sentence."""
+    child = worker.child
+    times = "once" if child.restarts_max == 0 else f"{child.restarts_max + 1} times within {child.period_s:g} s"
+    return f"died {times}, last it {worker.last_exit}; `muster restart {worker.name}` starts it again"
+
+
+def _give_up(state: State, worker: Worker, cause: str) -> None:
+    worker.move(cause)
+    reckon_kinds_out(state)
+
+
+def reckon_kinds_out(state: State) -> None:
+    """Note the kinds none of whose workers will run again by itself."""
     usable = {
         state.agents[name].kind
         for other in state.workers.values()

@@ -34,7 +34,10 @@ TIMERS: dict[str, Callable[[State, Any, list[Effect]], None]] = {
     "task": _task_due,
     "worker": lifecycle.restart_due,
     "kill": ending.kill_due,
+    "ready": lifecycle.ready_due,
 }
+#: Timers that may have lost their reason long before they are due, and whether they have: nobody is woken for them.
+STALE: dict[str, Callable[[State, float, Any], bool]] = {"ready": lifecycle.is_ready_timer_stale}
 
 
 def _time_passed(state: State, _fact: TimePassed, out: list[Effect]) -> None:
@@ -83,4 +86,6 @@ class Machine:
     def due_s(self) -> float | None:
         """When a `TimePassed` is due next, on the clock of the facts; None if nothing waits for time."""
         timers = self.state.timers
+        while timers and (is_stale := STALE.get(timers[0][1])) and is_stale(self.state, timers[0][0], timers[0][2]):
+            heappop(timers)
         return timers[0][0] if timers else None
