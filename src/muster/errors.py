@@ -15,7 +15,8 @@
     ├── StoreError
     │   └── StoreUnsuitableError  StoreTooSmallError     StoreVersionError   RosterFullError
     └── FleetError
-        └── FleetNotRunningError  FleetRunningError      SpawnFailedError    CoordinatorLostError
+        ├── FleetNotRunningError  FleetRunningError      SpawnFailedError    CoordinatorLostError
+        └── AttemptLimitError     MemoryLimitError       WallLimitError
                                                               (* = `retry_after_s` is set)
 
 Handlers branch on the class, operators on `code`, which never changes once released; the text may. `retry_after_s` is None where
@@ -272,6 +273,24 @@ class CoordinatorLostError(FleetError):
     """The coordinator died more often than its restart budget allows; the orphan policy was carried out."""
 
     code = "fleet.coordinator_lost"
+
+
+class AttemptLimitError(FleetError):
+    """An attempt took more than its kind may; it was ended with everything it had started, and counts as failed."""
+
+    code = "limit.attempt"
+
+
+class MemoryLimitError(AttemptLimitError):
+    """The processes of an attempt together held more resident memory than `limits.rss` allows."""
+
+    code = "limit.rss"
+
+
+class WallLimitError(AttemptLimitError):
+    """An attempt took longer than `limits.wall` allows."""
+
+    code = "limit.wall"
 
 
 def error_of(fields: dict[str, object]) -> MusterError:

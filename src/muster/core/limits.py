@@ -99,3 +99,6 @@ OPEN_TASKS_MAX = 20_000
 AGENTS_PER_TEAM = 30
 #: Before the end of a grace a team's own agents are ended, so that it can still report: seconds, at most a half of what is left.
 TEAM_MARGIN_S = 0.5
+#: Shortest time between two looks at the memory of the attempts that a worker runs, and the share of the worker's time they may take.
+RSS_SAMPLE_S = 1.0
+RSS_SAMPLE_SHARE = 0.05
