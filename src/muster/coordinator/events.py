@@ -19,7 +19,7 @@ from muster.core import limits
 from muster.core.protocol import TaskInput
 from muster.core.spec import ChildSpec
 
-Outcome = Literal["done", "failed", "timeout", "cancelled", "killed"]
+Outcome = Literal["done", "failed", "timeout", "cancelled", "killed", "died"]
 
 # --------------------------------------------------------------------------- facts
 
@@ -38,6 +38,9 @@ class WorkerPlan(msgspec.Struct, array_like=True, frozen=True):
     restart: Literal["always", "on_failure", "never"] = "always"
     #: None: by the plan's `restarts_max` and `restart_period_s`.
     child: ChildSpec | None = None
+    #: What runs is the coordinator of a team; its one agent is the team, with so many slots once all of its agents are there.
+    is_team: bool = False
+    slots: int = 1
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,6 +59,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     prefetch: int = limits.PREFETCH
     restarts_max: int = limits.RESTARTS_MAX
     restart_period_s: float = limits.RESTART_PERIOD_S
+    #: Who gives this coordinator its tasks and hears how each attempt ended; "": it is the root and decides about them itself.
+    upstream: str = ""
 
 
 class FleetStarted(Fact, frozen=True, tag=1):
@@ -105,6 +110,7 @@ class AgentReady(Fact, frozen=True, tag=6):
     slots: int
     holding: list[tuple[int, int]] = []
     nonce: int | None = None
+    is_out: bool = False
 
 
 class TaskEnded(Fact, frozen=True, tag=7, gc=False):
@@ -185,6 +191,26 @@ class TaskImpossible(Fact, frozen=True, tag=16, gc=False):
     reason: str
 
 
+class TasksEntrusted(Fact, frozen=True, tag=35):
+    """The root gave this team attempts to work on, numbered by `TaskInput.attempt`. Those that are known change nothing."""
+
+    tasks: list[TaskInput]
+
+
+class TaskRecalled(Fact, frozen=True, tag=36, gc=False):
+    """The root wants this attempt ended."""
+
+    number: int
+    attempt: int
+
+
+class DrainOrdered(Fact, frozen=True, tag=37, gc=False):
+    """The root wants this team to come to an end within `deadline_s`."""
+
+    now: bool
+    deadline_s: float
+
+
 AnyFact = (
     FleetStarted
     | TasksSubmitted
@@ -202,6 +228,9 @@ AnyFact = (
     | RecordingFailed
     | ResultsRebased
     | TaskImpossible
+    | TasksEntrusted
+    | TaskRecalled
+    | DrainOrdered
 )
 
 # --------------------------------------------------------------------------- effects

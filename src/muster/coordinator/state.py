@@ -26,6 +26,7 @@ from muster.coordinator.lives import (
     WORKER_TRANSITIONS,
 )
 from muster.coordinator.tasks import Outcomes, Task
+from muster.coordinator.tokens import Tokens
 from muster.core.spec import ChildSpec
 
 #: Version of the snapshot and of the facts. A log of another version is refused.
@@ -68,6 +69,8 @@ class Worker(msgspec.Struct, array_like=True):
     leaving: str = ""
     #: Attempts that ended in this incarnation.
     attempts: int = 0
+    #: Its process coordinates a team: its death frees nothing, because the team's workers live on.
+    is_team: bool = False
 
     def move(self, cause: str) -> None:
         """Change state as the table says. Raises KeyError for a move that is not in it."""
@@ -184,6 +187,8 @@ class State:
         self.attempt_mean_s: float | None = None
         self.latency = LatencyHistogram()
         self.results_base_bytes = 0
+        #: Of a team: the attempts that it has given back to the root.
+        self.tokens = Tokens()
         #: Ids of the newest messages that became tasks.
         self.sources: list[str] = []
 
@@ -205,6 +210,7 @@ class Snapshot(msgspec.Struct, array_like=True):
     timers: list[tuple[float, str, int | str]]
     ending: Ending
     latency: list[int]
+    tokens: bytes = b""
 
 
 _SCALARS = (
@@ -232,6 +238,7 @@ def snapshot(state: State) -> bytes:
             timers=state.timers,
             ending=state.ending,
             latency=state.latency.counts,
+            tokens=state.tokens.to_bytes(),
         )
     )
 
@@ -256,4 +263,5 @@ def load(data: bytes) -> State:
     state.timers = list(stored.timers)
     state.queued = sum(map(len, state.queues.values()))
     state.latency = LatencyHistogram(stored.latency)
+    state.tokens = Tokens(stored.tokens)
     return state

@@ -97,7 +97,8 @@ class ExitSeen(msgspec.Struct, frozen=True, kw_only=True, tag="exit_seen"):
 class WorkerList(msgspec.Struct, frozen=True, kw_only=True, tag="list_reply"):
     """spawner -> coordinator: of the workers that `owner` spawned everything alive, and every exit that was not acknowledged yet.
 
-    `last`: the highest incarnation of each that was ever ordered, alive or not; the next one must be higher.
+    `last`: the highest incarnation of each that was ever ordered, alive or not; the next one must be higher. `incarnation`: the
+    owner's own, if a root spawned it.
     """
 
     alive: list[WorkerStarted]
@@ -105,6 +106,7 @@ class WorkerList(msgspec.Struct, frozen=True, kw_only=True, tag="list_reply"):
     coordinator_restarts: int
     owner: str = COORDINATOR
     last: dict[str, int] = {}
+    incarnation: int = 0
 
 
 class StopFleet(msgspec.Struct, frozen=True, kw_only=True, tag="stop"):

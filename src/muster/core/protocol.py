@@ -158,7 +158,8 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True):
     """`agent.ready`, agent -> coordinator: joined (or answers a roll call).
 
     `holding`: (number, attempt) of every assignment that runs or waits here. Because a lane keeps its order, results stored
-    before this message have arrived before it.
+    before this message have arrived before it. A team says it again whenever the slots of its living agents change (0: none lives);
+    `is_out`: none of its workers will run again by itself.
     """
 
     incarnation: int
@@ -166,19 +167,20 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True):
     slots: int
     holding: list[tuple[int, int]] = []
     nonce: int | None = None
+    is_out: bool = False
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
     """`task.result`, agent -> coordinator: an attempt ended and its process tree is gone.
 
     Outcomes: `done`; `failed` (non-zero exit, exception); `timeout`; `cancelled`; `killed` (died by a signal nobody of muster
-    sent: counts as failed). Old or unknown attempts are refused as stale and counted. `started_unix_s` is wall time.
+    sent: counts as failed); `died` (with its worker; said by a team of its agent, `error` tells how). Old or unknown attempts are refused as stale and counted. `started_unix_s` is wall time.
     """
 
     number: int
     attempt: int
     incarnation: int
-    outcome: Literal["done", "failed", "timeout", "cancelled", "killed"]
+    outcome: Literal["done", "failed", "timeout", "cancelled", "killed", "died"]
     exit_status: int | None = None
     signal: int | None = None
     value: Any = None
