@@ -241,6 +241,17 @@ def why_quarantined(worker: Worker) -> str:
     return f"died {times}, last it {worker.last_exit}; `muster restart {worker.name}` starts it again"
 
 
+def evidence_of(worker: Worker, now_s: float) -> list[str]:
+    """What a person should know of a worker that does not run as it should."""
+    if worker.state == st.QUARANTINED:
+        return [why_quarantined(worker)]
+    if worker.state == st.PAUSED:
+        return [f"{worker.last_exit}; starts again in {max(0.0, worker.restart_at_s - now_s):.1f} s"]
+    if worker.state == st.DYING:
+        return ["its worker is dead, but some of its process tree lives"]
+    return []
+
+
 def _give_up(state: State, worker: Worker, cause: str) -> None:
     worker.move(cause)
     reckon_kinds_out(state)

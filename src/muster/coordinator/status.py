@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from muster.coordinator import state as st
+from muster.coordinator.lifecycle import evidence_of
 from muster.coordinator.tasks import DELAYED
 from muster.core.protocol import AgentStatus, FleetStatus
 from muster.health.monitor import Expected
@@ -124,7 +125,10 @@ class StatusTeller:
             inbox_depth=self._depth(agent.name, page),
             heartbeat_age_s=page.heartbeat_age_s() if page is not None else None,
             pss_bytes=self._health.pss_bytes.get(agent.name),
-            evidence=list(judgement.evidence) if judgement is not None else [],
+            evidence=[
+                *evidence_of(worker, self._state.now_s),
+                *(judgement.evidence if judgement is not None else ()),
+            ],
         )
 
     def _depth(self, agent: str, page: StatusPage | None) -> int:

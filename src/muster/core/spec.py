@@ -6,7 +6,8 @@ workers, also restarted ones, read everything from there: there is no second sou
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterable
+from typing import Any, Literal
 
 import msgspec
 
@@ -48,6 +49,17 @@ class ChildSpec(msgspec.Struct, array_like=True, frozen=True):
     def can_trip(self) -> bool:
         """Whether the limit can be reached at all: waits that add up to the period keep a crash loop going for ever."""
         return sum(map(self.delay_before_s, range(self.restarts_max))) < self.period_s
+
+
+def strictest(children: Iterable[ChildSpec]) -> ChildSpec:
+    """How a worker is supervised that hosts agents of several kinds: by the budget of the first, replaced when the first of them asks."""
+    first, *others = dict.fromkeys(children)
+    if not others:
+        return first
+    bounds: dict[str, Any] = {}
+    for name in ("max_tasks", "max_age_s", "max_rss_bytes"):
+        bounds[name] = min((value for child in (first, *others) if (value := getattr(child, name))), default=0)
+    return msgspec.structs.replace(first, **bounds)
 
 
 class AgentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -21,6 +21,7 @@ from muster.core.settings import BusSettings
 from muster.core.spec import AgentSpec, FleetSpec, RetrySpec, identities
 from muster.errors import ConfigError, InvalidNameError
 from muster.fleet.bounds import bounds_of
+from muster.fleet.children import child_of
 from muster.fleet.division import check_teams, teams_spec
 from muster.fleet.durations import parse_duration
 from muster.fleet.profiles import DEFAULT, PROFILES
@@ -84,7 +85,10 @@ class FleetConfig:
         return FleetSpec(
             name=self.name,
             store_id=store_id,
-            agents=tuple(_agent_spec(name, agent, self.path) for name, agent in self.agents.items()),
+            agents=tuple(
+                _agent_spec(name, agent, self.path, PROFILES[table.profile].max_age)
+                for name, agent in self.agents.items()
+            ),
             agents_per_worker=table.agents_per_worker,
             edges=table.edges or self._edges(),
             retry=RetrySpec(attempts_max=table.retries + 1, backoff_s=parse_duration(table.backoff, "backoff")),
@@ -253,7 +257,7 @@ def _check(config: FleetConfig) -> None:
         )
 
 
-def _agent_spec(name: str, table: AgentTable, path: Path) -> AgentSpec:
+def _agent_spec(name: str, table: AgentTable, path: Path, max_age: str | None = None) -> AgentSpec:
     command = table.command
     if isinstance(command, str):
         if not table.shell:
@@ -281,6 +285,7 @@ def _agent_spec(name: str, table: AgentTable, path: Path) -> AgentSpec:
         kill_grace_s=parse_duration(table.kill_grace, f"{place} kill_grace"),
         overflow=table.overflow,
         bounds=bounds_of(table, place),
+        child=child_of(table, place, max_age),
     )
 
 

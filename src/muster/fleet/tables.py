@@ -35,6 +35,13 @@ class AgentTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kill_grace: Duration = limits.KILL_GRACE_S
     overflow: Literal["refuse", "wait", "evict_oldest"] | None = None
     bounds: LimitsTable = msgspec.field(default=LimitsTable(), name="limits")
+    restarts: str = f"{limits.RESTARTS_MAX}/{limits.RESTART_PERIOD_S:g}s"
+    restart_delay: Duration = limits.RESTART_DELAY_S
+    restart_delay_max: Duration = limits.RESTART_DELAY_MAX_S
+    ready_timeout: Duration = limits.READY_TIMEOUT_S
+    max_tasks: int | None = None
+    max_age: Duration | None = None
+    max_rss: str | int | None = None
 
 
 class BusTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
