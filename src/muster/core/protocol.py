@@ -174,7 +174,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     """`task.result`, agent -> coordinator: an attempt ended and its process tree is gone.
 
     Outcomes: `done`; `failed` (non-zero exit, exception); `timeout`; `cancelled`; `killed` (died by a signal nobody of muster
-    sent: counts as failed); `died` (with its worker; said by a team of its agent, `error` tells how). Old or unknown attempts are refused as stale and counted. `started_unix_s` is wall time.
+    sent: counts as failed); `died` (with its worker; said by a team of its agent, `error` tells how).
+    Old or unknown attempts are refused as stale and counted. `started_unix_s` is wall time.
     """
 
     number: int
