@@ -14,6 +14,9 @@
     │   └── ForbiddenError        BadSignatureError      UnsafePermissionsError
     ├── StoreError
     │   └── StoreUnsuitableError  StoreTooSmallError     StoreVersionError   RosterFullError
+    ├── LockError
+    │   ├── LockHeldError         LockTimeoutError       LockDeadlockError
+    │   └── LockLostError         LockTableFullError
     └── FleetError
         ├── FleetNotRunningError  FleetRunningError      SpawnFailedError    CoordinatorLostError
         └── AttemptLimitError     MemoryLimitError       WallLimitError
@@ -291,6 +294,43 @@ class WallLimitError(AttemptLimitError):
     """An attempt took longer than `limits.wall` allows."""
 
     code = "limit.wall"
+
+
+class LockError(MusterError):
+    """A lock was not had, or is over; the work that it guards must not go on."""
+
+    code = "lock"
+    exit_status = 75
+
+
+class LockHeldError(LockError):
+    """Somebody else holds it and the caller did not want to wait; nothing was locked."""
+
+    code = "lock.held"
+
+
+class LockTimeoutError(LockError, TimeoutError):
+    """It was not free in time; nothing was locked."""
+
+    code = "lock.timeout"
+
+
+class LockDeadlockError(LockError):
+    """Waiting for it would close a circle of holders that wait for each other; nothing was locked, what was held is held still."""
+
+    code = "lock.deadlock"
+
+
+class LockLostError(LockError):
+    """The lease is over before it was released: it was not renewed in time, or its holder was given up. Somebody else may hold it."""
+
+    code = "lock.lost"
+
+
+class LockTableFullError(LockError):
+    """So many locks are held and waited for that there is no room for another one; nothing was locked."""
+
+    code = "lock.table_full"
 
 
 def error_of(fields: dict[str, object]) -> MusterError:

@@ -1,8 +1,8 @@
 """Names and globs of locks: what they mean, and whether two of them can mean the same path. Exact, and without looking at any file.
 
-A name is segments between "/"; empty and "." segments count for nothing. In a segment `*` stands for any characters, `?` for one, `[abc]`,
-`[a-z]` and `[!a-z]` for one of a set; none of them stands for "/". A segment that is `**` stands for any number of segments, none included, so
-`src/**` means `src` and everything below it; a final "/" is short for that. A `[` or `*` that is meant literally is written `[[]`, `[*]`.
+A name is segments between "/"; empty and "." segments count for nothing. In a segment `*` stands for any characters, `?` for one, and
+`[abc]`, `[a-z]`, `[!a-z]` for one of a set; none of them stands for "/". A segment that is `**` stands for any number of segments, none
+included, so `src/**` means `src` and everything below it; a final "/" is short for that. A literal `[` or `*` is written `[[]`, `[*]`.
 
 Whether two patterns have a path in common is the emptiness of the intersection of two regular languages: walk both at once and ask whether
 some pair of positions reaches both ends (Hopcroft and Ullman, "Introduction to Automata Theory", product construction). That is done on two

@@ -279,6 +279,45 @@ class FleetStatus(msgspec.Struct, frozen=True, kw_only=True):
     agents: list[AgentStatus] = []
 
 
+# --------------------------------------------------------------------------- bus: anybody -> coordinator: locks
+
+
+class LockAcquire(msgspec.Struct, frozen=True, kw_only=True):
+    """`lock.acquire`, anybody -> coordinator: a lease on all of `names` (see `core.globs`), or on none. Answered with a `Done`.
+
+    `lock_id` is the asker's own choice, unguessable; asking again with it changes nothing. `wait_s`: how long to stand in line, None
+    without end, 0 not at all. A first ask is answered at once: held (`token`), waiting, or refused. A `patient` one is answered when it
+    is decided. `within`: locks that cannot be released before this one is had, because their holder waits for it. `pid`, `start_time`
+    and `namespace` (of process ids) name the process whose proven death frees the lock.
+    """
+
+    lock_id: str
+    names: list[str]
+    ttl_s: float
+    wait_s: float | None = 0.0
+    patient: bool = False
+    within: list[str] = []
+    pid: int = 0
+    start_time: int = 0
+    namespace: int = 0
+
+
+class LockRenew(msgspec.Struct, frozen=True, kw_only=True):
+    """`lock.renew`, holder -> coordinator: it holds for its whole time again. Refused as `lock.lost` if it is over."""
+
+    lock_id: str
+
+
+class LockRelease(msgspec.Struct, frozen=True, kw_only=True):
+    """`lock.release`, holder -> coordinator: let go of it, or stop waiting for it. One that is over already changes nothing."""
+
+    lock_id: str
+
+
+class LockListAsk(msgspec.Struct, frozen=True, kw_only=True):
+    """`lock.list`, anybody -> coordinator: what is held and waited for, as `Done.facts["locks"]`."""
+
+
 #: Message type -> struct of its body. The type of a message decides how its body is read.
 TYPES: dict[str, type[msgspec.Struct]] = {
     "task.submit": Submit,
@@ -301,6 +340,10 @@ TYPES: dict[str, type[msgspec.Struct]] = {
     "agent.ping": Ping,
     "agent.pong": Pong,
     "fleet.status.reply": FleetStatus,
+    "lock.acquire": LockAcquire,
+    "lock.renew": LockRenew,
+    "lock.release": LockRelease,
+    "lock.list": LockListAsk,
     "fleet.done": Done,
 }
 TYPE_OF: dict[type[msgspec.Struct], str] = {struct: name for name, struct in TYPES.items()}
