@@ -19,7 +19,7 @@
     │   └── LockLostError         LockTableFullError
     └── FleetError
         ├── FleetNotRunningError  FleetRunningError      SpawnFailedError    CoordinatorLostError
-        └── AttemptLimitError     MemoryLimitError       WallLimitError
+        └── AttemptLimitError     MemoryLimitError       WallLimitError      WorktreeError
                                                               (* = `retry_after_s` is set)
 
 Handlers branch on the class, operators on `code`, which never changes once released; the text may. `retry_after_s` is None where
@@ -294,6 +294,12 @@ class WallLimitError(AttemptLimitError):
     """An attempt took longer than `limits.wall` allows."""
 
     code = "limit.wall"
+
+
+class WorktreeError(FleetError):
+    """A task's git worktree could not be made, looked at or removed; what is there stays there."""
+
+    code = "fleet.worktree"
 
 
 class LockError(MusterError):
