@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from muster.agent.output import Captured
     from muster.core.spec import AgentSpec, FleetSpec
+    from muster.errors import AttemptLimitError
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Attempt:
     started_s: float = 0.0
     #: Process id of the command, 0 while there is none.
     pid: int = 0
+    #: The limit that it passed: it ends as failed, with this as its error.
+    breach: AttemptLimitError | None = None
 
     @classmethod
     def of(cls, assign: Assign, default_timeout_s: float | None) -> Attempt:

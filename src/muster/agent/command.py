@@ -14,6 +14,7 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 from muster.agent.attempt import Ended, Ending, input_text, result_of
+from muster.agent.bounds import time_bound
 from muster.agent.launch import LaunchError, Order
 from muster.agent.output import Capture
 from muster.agent.remains import Marks
@@ -24,9 +25,11 @@ if TYPE_CHECKING:
     import asyncio
 
     from muster.agent.attempt import AgentSetting, Attempt
+    from muster.agent.bounds import MemoryWatch
     from muster.agent.exits import Exits
     from muster.agent.launch import Launcher
     from muster.agent.remains import Remains
+    from muster.errors import AttemptLimitError
 
 #: Waits in seconds between looks at a tree that does not end: something in it is in uninterruptible sleep.
 _CLEAR_AGAIN_S = (0.005, 0.02, 0.1, 0.5)
@@ -47,8 +50,11 @@ class _NotStartedError(Exception):
 class CommandExecutor:
     """Works on attempts of one agent by running its kind's command."""
 
-    def __init__(self, setting: AgentSetting, launcher: Launcher, exits: Exits, remains: Remains) -> None:
+    def __init__(
+        self, setting: AgentSetting, launcher: Launcher, exits: Exits, remains: Remains, memory: MemoryWatch
+    ) -> None:
         self.setting = setting
+        self.memory = memory
         self.launcher = launcher
         self.exits = exits
         self.remains = remains
@@ -95,7 +101,7 @@ class CommandExecutor:
         except ConfigError as error:
             raise _NotStartedError(error, 126) from None
         env = [*self._environment, b"MUSTER_TASK=%d" % attempt.number, b"MUSTER_ATTEMPT=%d" % attempt.attempt]
-        return Order(path, argv, env, kind.cwd, captures[0].fd, captures[1].fd)
+        return Order(path, argv, env, kind.cwd, captures[0].fd, captures[1].fd, kind.bounds.fds)
 
     def _resolve(self, name: str) -> bytes:
         try:
@@ -164,8 +170,11 @@ class _Running:
         attempt.pid = pid
         owner.remains.mains.add(pid)
         owner.exits.watch(pid, self._exited)
-        if attempt.timeout_s is not None:
-            self._timers.append(owner.loop.call_later(attempt.timeout_s, self._timed_out))
+        bounds = owner.setting.kind.bounds
+        if (bound := time_bound(attempt, bounds)) is not None:
+            self._timers.append(owner.loop.call_later(bound.after_s, self._timed_out, bound.error))
+        if bounds.rss_bytes is not None:
+            owner.memory.watch(attempt.key, bounds.rss_bytes, self._processes, self._grew)
 
     def _launch(self, order: Order) -> int:
         """Start it. Raises _NotStartedError for what trying again cannot help, OSError for want of processes or memory."""
@@ -206,6 +215,7 @@ class _Running:
 
     def _exited(self, status: int) -> None:
         self._cancel_timers()
+        self._owner.memory.forget(self._attempt.key)
         self._session = self._attempt.pid
         self._owner.remains.mains.discard(self._session)
         self._attempt.pid = 0
@@ -213,10 +223,8 @@ class _Running:
 
     def _clear(self, status: int) -> None:
         """Report when nothing of the tree is left, and not before: the task is free again with the report."""
-        remains, attempt = self._owner.remains, self._attempt
-        if not remains.is_clear() and not remains.clear(
-            Marks.of(self._session, self._owner.setting.agent, attempt.number, attempt.attempt)
-        ):
+        remains = self._owner.remains
+        if not remains.is_clear() and not remains.clear(self._marks(self._session)):
             wait_s = _CLEAR_AGAIN_S[min(self._looks, len(_CLEAR_AGAIN_S) - 1)]
             self._looks += 1
             self._owner.loop.call_later(wait_s, self._clear, status)
@@ -229,6 +237,8 @@ class _Running:
         name = f"{self._attempt.number}.{self._attempt.attempt}"
         out, err = self._captured
         outputs = (out.take(f"{name}.out"), err.take(f"{name}.err"))
+        if self._attempt.breach is not None:
+            return Ending("failed", exit_status, killed_by, error=self._attempt.breach.as_dict(), outputs=outputs)
         if self._attempt.stop:
             return Ending(self._attempt.stop, exit_status, killed_by, outputs=outputs)
         if killed_by is not None:
@@ -247,9 +257,20 @@ class _Running:
 
     # ------------------------------------------------------------------ stopping
 
-    def _timed_out(self) -> None:
-        self._attempt.stop = "timeout"
+    def _timed_out(self, breach: AttemptLimitError | None) -> None:
+        self._attempt.stop, self._attempt.breach = "timeout", breach
         self.stop(self._owner.setting.kind.kill_grace_s)
+
+    def _marks(self, session: int) -> Marks:
+        return Marks.of(session, self._owner.setting.agent, self._attempt.number, self._attempt.attempt)
+
+    def _processes(self) -> list[int]:
+        return self._owner.remains.processes_of(self._attempt.pid, self._marks(self._attempt.pid))
+
+    def _grew(self, breach: AttemptLimitError) -> None:
+        """Ends it at once: a process that eats memory is not asked politely. What left its group dies when it has been reaped."""
+        self._attempt.breach = breach
+        self._signal(self._attempt.pid, signal.SIGKILL)
 
     def stop(self, grace_s: float) -> None:
         pid = self._attempt.pid

@@ -22,17 +22,21 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from muster.agent.attempt import Ended, Ending, result_of
+from muster.agent.bounds import time_bound
 from muster.agent.output import Capture
 from muster.agent.remains import Marks
 from muster.agent.task import Task
 from muster.core import limits
 from muster.errors import BodyEncodingError, BodyTooLargeError, HandlerNotFoundError, MusterError
+from muster.supervise.tree import descendants_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from muster.agent.attempt import AgentSetting, Attempt
+    from muster.agent.bounds import MemoryWatch
     from muster.agent.remains import Remains
+    from muster.errors import AttemptLimitError
 
 #: A value's share of a result message; the rest is for bounded outputs and the frame.
 VALUE_BYTES_MAX = limits.BODY_BYTES_MAX - 3 * limits.OUTPUT_INLINE_BYTES_MAX
@@ -148,7 +152,13 @@ class HandlerExecutor:
     """Works on attempts of one agent by calling its kind's handler."""
 
     def __init__(
-        self, setting: AgentSetting, remains: Remains, *, give_up: Callable[[], None], captures: bool = False
+        self,
+        setting: AgentSetting,
+        remains: Remains,
+        memory: MemoryWatch,
+        *,
+        give_up: Callable[[], None],
+        captures: bool = False,
     ) -> None:
         """`give_up` ends the worker process; called after the result of a handler that cannot be ended was reported.
 
@@ -157,6 +167,7 @@ class HandlerExecutor:
         """
         self.setting = setting
         self.remains = remains
+        self.memory = memory
         self.loop: asyncio.AbstractEventLoop = setting.loop
         self._give_up = give_up
         self._idle: list[_Slot] = []
@@ -238,8 +249,11 @@ class _Call:
             self._redirect(owner.captures)
         self.slot.is_cancelled = False
         self.slot.work.put(lambda: self._work(handler, argument))
-        if self.attempt.timeout_s is not None:
-            self._timer = owner.loop.call_later(self.attempt.timeout_s, self._timed_out)
+        bounds = owner.setting.kind.bounds
+        if (bound := time_bound(self.attempt, bounds)) is not None:
+            self._timer = owner.loop.call_later(bound.after_s, self._timed_out, bound.error)
+        if bounds.rss_bytes is not None:
+            owner.memory.watch(self.attempt.key, bounds.rss_bytes, self._processes, self._grew)
 
     def _work(self, handler: Callable[[Any], Any], argument: Any) -> None:
         """In the slot's thread."""
@@ -263,8 +277,11 @@ class _Call:
         if self._timer is not None:
             self._timer.cancel()
         self.owner.remains.handlers -= 1
+        self.owner.memory.forget(self.attempt.key)
         self._restore()
-        if self.attempt.stop:
+        if self.attempt.breach is not None:
+            ending = Ending("failed", error=self.attempt.breach.as_dict())
+        elif self.attempt.stop:
             ending = Ending(self.attempt.stop, error=ending.error)
         self._clear(ending)
 
@@ -286,8 +303,8 @@ class _Call:
 
     # ------------------------------------------------------------------ stopping
 
-    def _timed_out(self) -> None:
-        self.attempt.stop = "timeout"
+    def _timed_out(self, breach: AttemptLimitError | None) -> None:
+        self.attempt.stop, self.attempt.breach = "timeout", breach
         self.stop(self.owner.setting.kind.kill_grace_s)
 
     def stop(self, grace_s: float) -> None:
@@ -299,15 +316,31 @@ class _Call:
     def _stuck(self) -> None:
         """The thread cannot be ended; its process can. The report is stored first, so that the attempt is not tried again as lost."""
         self.is_stuck = True
+        if self._timer is not None:
+            self._timer.cancel()
         self._restore()
         self.owner.remains.kill_all()
         self.owner.finish(self)
         # From here to the end of the process the handler should get no more turns: the next switch of threads is far away.
         sys.setswitchinterval(10.0)
-        reason = "the handler did not end in time, so its worker was replaced"
-        error = {"type": "TimeoutError", "message": reason, "traceback": ""}
-        self._ended(self.attempt, result_of(self.attempt, Ending(self.attempt.stop or "timeout", error=error)))
+        if (breach := self.attempt.breach) is not None:
+            ending = Ending("failed", error=breach.as_dict())
+        else:
+            reason = "the handler did not end in time, so its worker was replaced"
+            error = {"type": "TimeoutError", "message": reason, "traceback": ""}
+            ending = Ending(self.attempt.stop or "timeout", error=error)
+        self._ended(self.attempt, result_of(self.attempt, ending))
         self.owner.give_up()
+
+    def _processes(self) -> list[int]:
+        """The handler's memory is this process's, and that of what it started."""
+        return [os.getpid(), *descendants_of(os.getpid())]
+
+    def _grew(self, breach: AttemptLimitError) -> None:
+        """Memory that a thread holds is given back by the end of its process only."""
+        if not self.is_stuck:
+            self.attempt.breach = breach
+            self._stuck()
 
     # ------------------------------------------------------------------ output
 

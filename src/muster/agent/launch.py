@@ -12,8 +12,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 _posixsubprocess: Any
@@ -24,7 +26,7 @@ except ImportError:  # another Python implementation: Popen has its own way
 
 
 class Order(NamedTuple):
-    """One command to start. `path` is its executable, `stdout` and `stderr` are descriptors above 2."""
+    """One command to start. `path` is its executable, `stdout` and `stderr` are descriptors above 2; `fds` is how many it may have open."""
 
     path: bytes
     argv: list[str]
@@ -32,6 +34,7 @@ class Order(NamedTuple):
     cwd: str | None
     stdout: int
     stderr: int
+    fds: int | None = None
 
 
 class LaunchError(OSError):
@@ -79,11 +82,14 @@ class Launcher:
         return self._popen(order)
 
     def _fork_exec(self, order: Order, use_vfork: tuple[bool, ...]) -> int:
-        pid: int = _posixsubprocess.fork_exec(
-            order.argv, (order.path,), False, (self._report,), order.cwd, order.env,
-            self._stdin, -1, -1, order.stdout, -1, order.stderr, self._errors, self._report,
-            True, True, -1, None, None, None, -1, None, *use_vfork,
-        )  # fmt: skip
+        with _inherited_bound(order.fds):
+            pid: int = _posixsubprocess.fork_exec(
+                order.argv, (order.path,), False, (self._report,), order.cwd, order.env,
+                self._stdin, -1, -1, order.stdout, -1, order.stderr, self._errors, self._report,
+                True, True, -1, None, None, None, -1, None, *use_vfork,
+            )  # fmt: skip
+        if order.fds is not None:
+            _fix_bound(pid, order.fds)
         try:
             report = os.read(self._errors, 4096)
         except BlockingIOError:
@@ -103,12 +109,39 @@ class Launcher:
             failed = LaunchError(error.errno, error.strerror)
             failed.is_directory = order.cwd is not None and error.filename == order.cwd
             raise failed from None
+        if order.fds is not None:
+            _fix_bound(process.pid, order.fds)
         process.returncode = 0  # its exit is waited for elsewhere; an unset status would make Popen wait, too
         return process.pid
 
     def close(self) -> None:
         for fd in (self._stdin, self._errors, self._report):
             os.close(fd)
+
+
+@contextlib.contextmanager
+def _inherited_bound(fds: int | None) -> Iterator[None]:
+    """What is started within has at most `fds` descriptors. Only the soft bound of this process moves: it can be moved back."""
+    if fds is None:
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_within(fds, hard), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def _fix_bound(pid: int, fds: int) -> None:
+    """Take from a process the right to lift its bound again. Where a process cannot be bounded from outside (macOS), nothing happens."""
+    with contextlib.suppress(OSError, AttributeError):  # it has ended, or runs as somebody else
+        bound = _within(fds, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (bound, bound))
+
+
+def _within(fds: int, hard: int) -> int:
+    return fds if hard == resource.RLIM_INFINITY else min(fds, hard)
 
 
 def _read_report(report: bytes) -> LaunchError:

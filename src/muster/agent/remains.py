@@ -16,7 +16,7 @@ from collections.abc import Container
 from dataclasses import dataclass
 
 from muster.supervise.platform import children_of, environ_of
-from muster.supervise.tree import orphans, sweep_orphans
+from muster.supervise.tree import descendants_of, orphans, sweep_orphans
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +79,17 @@ class Remains:
             return not sweep_orphans(()) and has_no_children()
         # A list of children that lacks a running one was cut short (no descriptor left to read it with): it proves nothing.
         return not sweep_orphans(_Others(self.mains, marks)) and self.mains <= set(children_of(os.getpid()))
+
+    def processes_of(self, main: int, marks: Marks) -> list[int]:
+        """What runs of an attempt: its main process (0: none), what left it and became the worker's own, and all below them.
+
+        What carries none of its marks is counted while it can be nobody else's.
+        """
+        strays = orphans(self.mains)
+        if len(self.mains) + self.handlers > 1:
+            strays = [pid for pid in strays if marks.fit(pid)]
+        roots = [main, *strays] if main else strays
+        return [pid for root in roots for pid in (root, *descendants_of(root))]
 
     def reap(self) -> None:
         """Reap processes that outlived their parents and have ended, so that a long task leaves no heap of zombies."""

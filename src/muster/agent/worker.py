@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from muster.agent.attempt import AgentSetting
+from muster.agent.bounds import MemoryWatch
 from muster.agent.command import CommandExecutor, identity
 from muster.agent.exits import Exits
 from muster.agent.handler import HandlerExecutor
@@ -130,6 +131,7 @@ class Worker:
         self._watch_for_the_end()
         self._launcher = Launcher()
         self._exits = Exits(self._loop)
+        self._memory = MemoryWatch(self._loop)
         self._redirect()
         try:
             for agent in self._grant.agents:
@@ -173,13 +175,15 @@ class Worker:
 
     def _executor(self, setting: AgentSetting) -> Executor:
         if setting.kind.command is not None:
-            return CommandExecutor(setting, self._launcher, self._exits, self._remains)
+            return CommandExecutor(setting, self._launcher, self._exits, self._remains, self._memory)
         # For the handler and the programs it starts. Agents that share the process share its environment, too.
         os.environ.update(setting.kind.env)
         if self._is_alone:
             os.environ.update(identity(setting))
         captures = self._is_alone and setting.kind.slots == 1
-        return HandlerExecutor(setting, self._remains, give_up=lambda: self._give_up(setting), captures=captures)
+        return HandlerExecutor(
+            setting, self._remains, self._memory, give_up=lambda: self._give_up(setting), captures=captures
+        )
 
     def _open_socket(self, socket: OwnerSocket) -> None:
         try:
