@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from muster.coordinator import events as ev
 from muster.coordinator.state import LIVE
-from muster.core.spec import workers
+from muster.core.spec import strictest, workers
 
 if TYPE_CHECKING:
     from muster.coordinator.shell import Shell
@@ -14,20 +14,17 @@ if TYPE_CHECKING:
     from muster.core.spec import FleetSpec
 
 
-async def adopt(shell: Shell, spec: FleetSpec, listing: WorkerList) -> None:
+async def adopt(shell: Shell, spec: FleetSpec, listing: WorkerList, results_base_bytes: int = 0) -> None:
     """Take in what the spawner's `listing` says: the dead's last results first, then the roll call of the living."""
     state, facts = shell.machine.state, shell.intake.facts
-    for number in state.tasks:
-        shell.outputs.expect(number)
-    shell.outputs.expect_again(shell.replayed)
+    shell.recorder.expect(state.tasks)
     alive = {(entry.worker, entry.incarnation) for entry in listing.alive}
     for worker in list(state.workers.values()):
         if worker.state in LIVE and (worker.name, worker.incarnation) not in alive:
             shell.drain_worker(worker.name)
     now_s = shell.clock.now_s()
     if state.life == 0 or listing.coordinator_restarts == 0:
-        base = shell.results.size_bytes if shell.results is not None else 0
-        facts.append(ev.FleetStarted(now_s, plan_of(spec), base))
+        facts.append(ev.FleetStarted(now_s, plan_of(spec), results_base_bytes))
     else:
         facts.append(
             ev.Recovered(
@@ -46,7 +43,7 @@ async def adopt(shell: Shell, spec: FleetSpec, listing: WorkerList) -> None:
         alive=len(alive),
         open_tasks=len(state.tasks),
     )
-    shell.record_dead_again()
+    shell.recorder.go_on()
     await shell.commit()
 
 
@@ -59,9 +56,8 @@ def plan_of(spec: FleetSpec) -> ev.Plan:
         kinds = [kind_of[agent] for agent in agents]
         # A worker that hosts several kinds lives by the strictest wish to be kept alive.
         restart = min((kind.restart for kind in kinds), key=order.__getitem__)
-        entries.append(
-            ev.WorkerPlan(worker, [(agent, kind.name) for agent, kind in zip(agents, kinds, strict=True)], restart)
-        )
+        hosted = [(agent, kind.name) for agent, kind in zip(agents, kinds, strict=True)]
+        entries.append(ev.WorkerPlan(worker, hosted, restart, strictest(kind.child for kind in kinds)))
     halt = spec.run.halt if spec.run is not None else None
     return ev.Plan(
         workers=entries,
