@@ -6,7 +6,20 @@ import pytest
 
 from muster.coordinator import events as ev
 from muster.coordinator.machine import Machine
-from muster.coordinator.tasks import ASSIGNED, DEAD, DELAYED, DONE, FAILED, OPEN, QUEUED, TRANSITIONS, Outcomes, Task
+from muster.coordinator.tasks import (
+    ASSIGNED,
+    BLOCKED,
+    CANCELLED,
+    DEAD,
+    DELAYED,
+    DONE,
+    FAILED,
+    OPEN,
+    QUEUED,
+    TRANSITIONS,
+    Outcomes,
+    Task,
+)
 from muster.core.protocol import Assign, Drain, TaskInput
 
 AT = 1000.0
@@ -54,13 +67,17 @@ def ended(machine, agent, number, attempt=1, outcome="done", incarnation=1, afte
         (QUEUED, "assigned", ASSIGNED), (ASSIGNED, "done", DONE), (ASSIGNED, "failed_again", DELAYED),
         (ASSIGNED, "failed_finally", FAILED), (ASSIGNED, "died", QUEUED), (ASSIGNED, "died_finally", DEAD),
         (ASSIGNED, "handed_back", QUEUED), (DELAYED, "due", QUEUED), (QUEUED, "impossible", DEAD), (ASSIGNED, "impossible", DEAD),
+        (QUEUED, "must_wait", BLOCKED), (QUEUED, "not_yet_due", DELAYED), (QUEUED, "cancelled", CANCELLED),
+        (BLOCKED, "fulfilled", QUEUED), (BLOCKED, "impossible", DEAD), (BLOCKED, "cancelled", CANCELLED),
+        (DELAYED, "impossible", DEAD), (DELAYED, "cancelled", CANCELLED), (ASSIGNED, "cancelled", CANCELLED),
+        (FAILED, "retried", QUEUED), (DEAD, "retried", QUEUED), (CANCELLED, "retried", QUEUED),
     ],
 )  # fmt: skip
 def test_the_table_holds_exactly_these_moves(state, cause, after):
     task = Task(1, None, "", None, state)
     task.move(cause)
     assert task.state == after
-    assert len(TRANSITIONS) == 10
+    assert len(TRANSITIONS) == 22
 
 
 @pytest.mark.parametrize(
