@@ -16,6 +16,7 @@ from muster.bus.transports.lanes.appendlog import AppendLog
 from muster.coordinator import main as main_module
 from muster.coordinator import shell as shell_module
 from muster.coordinator.outputs import OutputFlow
+from muster.coordinator.recording import Recording
 from muster.coordinator.results import ResultsFile
 from muster.coordinator.shell import Shell
 from muster.core import limits
@@ -118,7 +119,7 @@ class Died(Exception):
     pass
 
 
-STEPS = ["_record", "_post", "_carry_out"]
+STEPS = [(Recording, "record"), (Shell, "_post"), (Shell, "_carry_out")]
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -127,7 +128,7 @@ async def test_a_coordinator_that_dies_in_a_turn_is_followed_by_one_that_loses_a
     make, monkeypatch, step, when
 ):
     world = make(agents=3)
-    real, calls = getattr(Shell, step), 0
+    real, calls = getattr(*step), 0
 
     def dying(self, *args):
         nonlocal calls
@@ -136,7 +137,7 @@ async def test_a_coordinator_that_dies_in_a_turn_is_followed_by_one_that_loses_a
             raise Died
         return real(self, *args)
 
-    monkeypatch.setattr(Shell, step, dying)
+    monkeypatch.setattr(*step, dying)
     first = world.start()
     await world.operate()
     world.submit(60)

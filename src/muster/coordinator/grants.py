@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 class Grants:
     """Makes worker grants. Receiving roots are derived once: with n agents there are n roots and up to n² edges."""
 
-    def __init__(self, store: Path, spec: FleetSpec) -> None:
-        """Raises what `load_master` raises."""
-        self._store = store
+    def __init__(self, store: Path, spec: FleetSpec, coordinator: str = COORDINATOR) -> None:
+        """`coordinator`: whom the agents report to. Raises what `load_master` raises."""
+        self._store, self._coordinator = store, coordinator
         self._master = master = load_master(store)
-        peers = (*(roster(spec) if spec.edges == "all" else ()), COORDINATOR, OPERATOR)
+        peers = dict.fromkeys((*(roster(spec) if spec.edges == "all" else ()), COORDINATOR, OPERATOR, coordinator))
         self._peers = {peer: receive_root(master, peer) for peer in peers}
 
     def grant(self, worker: str, incarnation: int, agents: list[str]) -> bytes:
@@ -38,5 +38,11 @@ class Grants:
             for agent in agents
         ]
         return msgspec.msgpack.encode(
-            WorkerGrant(worker=worker, incarnation=incarnation, store=str(self._store), agents=granted)
+            WorkerGrant(
+                worker=worker,
+                incarnation=incarnation,
+                store=str(self._store),
+                agents=granted,
+                coordinator=self._coordinator,
+            )
         )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from muster.coordinator import events as ev
 from muster.coordinator.asks import Asks, Rules
+from muster.coordinator.locks import asks as locks
 from muster.coordinator.tasks import NUMBER_MAX, UNKNOWN
 from muster.core.message import EXTRA_REPLY_TO
 from muster.core.names import OPERATOR
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 DETAIL_MAX = 200
 
 #: Every ask that changes something (see `asks`). Each part of the coordinator brings its own.
-RULES: Rules = {}
+RULES: Rules = {**locks.RULES}
 
 ResultsOfTurn = dict[tuple[int, int], tuple[Result, "Delivery"]]
 
@@ -80,11 +81,8 @@ class Intake:
     def _result(self, delivery: Delivery) -> None:
         result: Result = delivery.decode(Result)
         shell = self._shell
-        if shell.replayed:
-            before = shell.replayed.get(result.number)
-            if before is not None and before.attempt == result.attempt and before.agent == delivery.sender:
-                shell.record_again(result, delivery)
-                return
+        if shell.recorder.again(result, delivery):
+            return
         key = (result.number, result.attempt)
         if key in self.results:  # the same attempt twice in one turn: one is enough
             self.acks.append(delivery)
@@ -106,8 +104,7 @@ class Intake:
                     f"task number {task.number} is not between 1 and {NUMBER_MAX}; none of these tasks was accepted"
                 )
                 return
-            if outcomes.get(task.number) == UNKNOWN:
-                self._shell.outputs.expect(task.number)
+        self._shell.recorder.expect(task.number for task in tasks if outcomes.get(task.number) == UNKNOWN)
         self.facts.append(ev.TasksSubmitted(self._shell.clock.now_s(), tasks))
         self.acks.append(delivery)
 

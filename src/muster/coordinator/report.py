@@ -12,6 +12,7 @@ from muster.coordinator.status import latency_ms
 from muster.errors import ResultsFileError
 
 if TYPE_CHECKING:
+    from muster.coordinator.recording import Recording
     from muster.coordinator.services import Pinger
     from muster.coordinator.shell import Shell
     from muster.health.monitor import HealthMonitor
@@ -27,16 +28,21 @@ def wait_began_s(fleet_started_s: float, told_s: float) -> float:
 
 
 def build(
-    shell: Shell, health: HealthMonitor, collector: Collector, pinger: Pinger | None, told_start_s: float = 0.0
+    shell: Shell,
+    recording: Recording,
+    health: HealthMonitor,
+    collector: Collector,
+    pinger: Pinger | None,
+    told_start_s: float = 0.0,
 ) -> dict[str, Any]:
     """The report as a JSON-ready object. Times are seconds unless their name says otherwise; None is "not known"."""
     state = shell.machine.state
     counters = state.counters
     began_s = wait_began_s(state.started_s, told_start_s)
-    unrecorded = Counter(shell.unrecorded.values())
+    unrecorded = Counter(recording.unrecorded.values())
     done = counters.done - unrecorded["done"]
     failed = counters.failed + counters.dead - unrecorded["failed"] - unrecorded["dead"]
-    recorded, duplicates = _recorded(shell, done + failed)
+    recorded, duplicates = _recorded(shell, recording, done + failed)
     pss = list(health.pss_bytes.values())
     rtt_ms = pinger.rtt_ms() if pinger is not None else {}
     return {
@@ -62,20 +68,20 @@ def build(
         "handed_back": counters.handed_back,
         "stale_refused": counters.stale_refused,
         "coordinator_restarts": counters.coordinator_restarts,
-        "outputs_dropped": shell.outputs.dropped,
+        "outputs_dropped": recording.outputs.dropped,
         "pings_lost": pinger.lost if pinger is not None else 0,
         "metrics": collector.summary(),
     }
 
 
-def _recorded(shell: Shell, counted: int) -> tuple[int, int]:
+def _recorded(shell: Shell, recording: Recording, counted: int) -> tuple[int, int]:
     """(tasks recorded, tasks recorded more than once), read back from the results file where there is one."""
-    if shell.results is None or not shell.results.is_regular:
-        return counted, shell.recorded_twice
+    if recording.results is None or not recording.results.is_regular:
+        return counted, recording.recorded_twice
     try:
-        lines = Counter(shell.results.numbers_behind(shell.machine.state.results_base_bytes))
+        lines = Counter(recording.results.numbers_behind(shell.machine.state.results_base_bytes))
     except ResultsFileError:
-        return counted, shell.recorded_twice
+        return counted, recording.recorded_twice
     return len(lines), sum(count > 1 for count in lines.values())
 
 

@@ -15,6 +15,8 @@ from muster.core.protocol import Ping, Progress
 from muster.errors import BusError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from muster.bus.bus import Bus
     from muster.coordinator.shell import Shell
 
@@ -66,9 +68,9 @@ class _Loop:
 class ProgressTeller(_Loop):
     """Tells the operator how the run goes, as long as somebody is there to hear it."""
 
-    def __init__(self, shell: Shell) -> None:
+    def __init__(self, shell: Shell, operator_is_there: Callable[[], bool]) -> None:
         super().__init__("progress")
-        self._shell = shell
+        self._shell, self._operator_is_there = shell, operator_is_there
         self._seen: deque[tuple[float, int]] = deque()
         self._last: tuple[int, ...] = ()
 
@@ -100,7 +102,7 @@ class ProgressTeller(_Loop):
 
     def tell(self) -> None:
         """Send it, unless nobody is there or there is no room: the next one says it again."""
-        if self._shell.outputs.operator_is_there():
+        if self._operator_is_there():
             with contextlib.suppress(BusError):
                 self._shell.bus.post_struct(OPERATOR, self.progress())
 

@@ -1,8 +1,8 @@
 """The shell around the machine: one loop that takes in, writes down, carries out, acks. In that order, always.
 
-A turn: take a batch of deliveries and control messages, make facts of them, apply them, append the facts to the log, write the lines of
-ended tasks, carry out the effects, ack. A crash after any step loses nothing: what is not logged is redelivered, what is logged but not
-carried out is found again by recovery (see `events`). Guaranteed here: nothing is shown or acked as recorded that is not in log and file.
+A turn: take a batch of deliveries and control messages, make facts of them, apply them, append the facts to the log, hand the records of
+ended tasks to the recorder, carry out the effects, ack. A crash after any step loses nothing: what is not logged is redelivered, what is
+logged but not carried out is found again by recovery (see `events`).
 """
 
 from __future__ import annotations
@@ -14,18 +14,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from muster.coordinator import events as ev
-from muster.coordinator.answers import answer
 from muster.coordinator.intake import Intake
-from muster.coordinator.outputs import OutputFlow, forget_files, output_of
-from muster.coordinator.results import ResultsFile, line_of, line_without_result
-from muster.coordinator.tasks import Outcomes
 from muster.core.orders import ExitSeen, StopFleet, WorkerList
 from muster.core.orders import KillWorker as KillOrder
 from muster.core.orders import SpawnWorker as SpawnOrder
 from muster.core.orders import WorkerExited as ExitMessage
 from muster.core.orders import WorkerStarted as StartMessage
-from muster.core.protocol import TYPE_OF, Assign, Result
-from muster.errors import BodyTooLargeError, BusError, MusterError, ResultsFileError, StoreFullError
+from muster.core.protocol import TYPE_OF, Assign
+from muster.errors import BodyTooLargeError, BusError, MusterError, StoreFullError
 
 if TYPE_CHECKING:
     from muster.bus.bus import Bus
@@ -35,6 +31,7 @@ if TYPE_CHECKING:
     from muster.coordinator.log import EventLog
     from muster.coordinator.machine import Machine
     from muster.coordinator.notes import Notes
+    from muster.coordinator.recording import Recorder
 
 #: Deliveries taken in one turn: enough to share a log record, few enough to keep the spawner and the timers served.
 BATCH_MAX = 256
@@ -63,24 +60,16 @@ class Clock:
 class Shell:
     """Everything a turn needs. `finish` is set once the machine has ended the fleet."""
 
-    def __init__(
-        self, bus: Bus, machine: Machine, log: EventLog, results: ResultsFile | None, outputs: OutputFlow, notes: Notes
-    ) -> None:
-        self.bus, self.machine, self.log = bus, machine, log
-        self.results, self.outputs, self.notes = results, outputs, notes
+    #: Where ends of tasks go; set once, before the first turn.
+    recorder: Recorder
+
+    def __init__(self, bus: Bus, machine: Machine, log: EventLog, notes: Notes) -> None:
+        self.bus, self.machine, self.log, self.notes = bus, machine, log, notes
         self.clock = Clock(machine.state.now_s)
         self.control: ControlSocket | None = None
         self.grants: Grants | None = None
         self.finish: ev.Finish | None = None
-        #: Records that were decided before this process began, by number: their deliveries may come again.
-        self.replayed: dict[int, ev.Record] = {}
-        #: Those of them that are not in the results file: written as soon as their result is delivered again.
-        self.missing: set[int] = set()
         self._caught_up = False
-        #: Tasks that ended but could not be written to the results file.
-        self.unrecorded: dict[int, str] = {}
-        self.recorded_twice = 0
-        self._recorded = Outcomes()
         self.on_message: dict[str, Callable[[Delivery], None]] = {}
         self.wake = asyncio.Event()
         self.intake = Intake(self)
@@ -112,7 +101,7 @@ class Shell:
                 if not self._caught_up and not self.bus.transport.holds_back:
                     # Everything that was in hand when the last coordinator died has come again.
                     self._caught_up = True
-                    self.outputs.all_came_again()
+                    self.recorder.all_came_again()
                 break
             intake.take(delivery)
             taken += 1
@@ -125,10 +114,11 @@ class Shell:
         now_s = self.clock.now_s()
         if due_s is not None and due_s <= now_s:
             intake.facts.append(ev.TimePassed(now_s))
-        if self.outputs.waiting:
-            self.outputs.retry()
-        if self.outputs.is_jammed == self.machine.state.admission_open:
-            intake.facts.append(ev.AdmissionChanged(now_s, not self.outputs.is_jammed))
+        recorder = self.recorder
+        if recorder.waiting:
+            recorder.retry()
+        if recorder.is_jammed == self.machine.state.admission_open:
+            intake.facts.append(ev.AdmissionChanged(now_s, not recorder.is_jammed))
         if taken or intake.facts:
             await self.commit()
         return bool(taken)
@@ -147,7 +137,7 @@ class Shell:
             await self._until_logged()
         records = [effect for effect in effects if isinstance(effect, ev.Record)]
         if records or results:
-            self._record(records, results)
+            self.recorder.record(records, results)
         for effect in effects:
             if isinstance(effect, ev.Post):
                 self._post(effect)
@@ -164,8 +154,8 @@ class Shell:
 
     @property
     def may_snapshot(self) -> bool:
-        """Whether nothing depends on replaying the records of the past: their lines are written and their outputs out of our hands."""
-        return self._caught_up and self.outputs.is_settled and not self.unrecorded and not self.missing
+        """Whether nothing depends on replaying the records of the past."""
+        return self._caught_up and self.recorder.is_settled
 
     async def _until_logged(self) -> None:
         """The store is full: free the reserve, else wait for room. Nothing is carried out or acked meanwhile, nothing is lost."""
@@ -182,79 +172,17 @@ class Shell:
     def _arm_timer(self) -> None:
         due_s = self.machine.due_s()
         delay_s = None if due_s is None else max(0.0, due_s - self.clock.now_s())
-        if self._pending or self.outputs.waiting:
+        if self._pending or self.recorder.waiting:
             delay_s = RETRY_S if delay_s is None else min(delay_s, RETRY_S)
         if self._timer is not None:
             self._timer.cancel()
         loop = asyncio.get_running_loop()
         self._timer = None if delay_s is None else loop.call_later(delay_s, self.wake.set)
 
-    # ------------------------------------------------------------------ recording
-
-    def _record(self, records: list[ev.Record], results: dict[tuple[int, int], tuple[Result, Delivery]]) -> None:
-        """Write the lines of ended tasks, then pass their outputs on. A delivery whose line is not on disk stays open."""
-        lines: list[bytes] = []
-        ended: list[tuple[ev.Record, Result | None, Delivery | None]] = []
-        for record in records:
-            result, delivery = results.pop((record.number, record.attempt), (None, None))
-            ended.append((record, result, delivery))
-            # Counted, not assumed: the report says how many tasks were recorded twice.
-            self.recorded_twice += self._recorded.get(record.number)
-            self._recorded.set(record.number, 1)
-            if self.results is not None:
-                lines.append(
-                    line_of(record.input, record.agent, result)
-                    if result is not None
-                    else line_without_result(record.number, record.attempt, record.agent, record.input, record.evidence)
-                )
-        if lines and not self._write_lines(lines):
-            for record, _, _ in ended:
-                self.unrecorded[record.number] = record.outcome
-            ended = []
-        outputs = self.outputs
-        for record, result, delivery in ended:
-            body = output_of(result, record.agent) if result is not None else None
-            if record.asker:
-                answer(self.bus, record, result)
-            outputs.end(record.number, body, delivery)
-            if body is None and result is not None:
-                forget_files(result)
-        for result, delivery in results.values():  # attempts that end nothing: to be tried again, or stale
-            forget_files(result)
-            delivery.ack()
-
-    def _write_lines(self, lines: list[bytes]) -> bool:
-        assert self.results is not None
-        try:
-            self.results.append(lines)
-        except ResultsFileError as error:
-            if not self.unrecorded:
-                self.notes.write("results.failed", message=error.message)
-                self.intake.facts.append(ev.RecordingFailed(self.clock.now_s(), error.message))
-                self.wake.set()
-            return False
-        return True
-
-    def record_again(self, result: Result, delivery: Delivery) -> None:
-        """A result that was decided on before a crash came again: make sure of its line, then of its output."""
-        record = self.replayed[result.number]
-        if record.number in self.missing:
-            if not self._write_lines([line_of(record.input, record.agent, result)]):
-                self.unrecorded[record.number] = record.outcome
-                return
-            self.missing.discard(record.number)
-        if record.asker:
-            answer(self.bus, record, result)
-        self.outputs.end(result.number, output_of(result, record.agent), delivery)
-
-    def record_dead_again(self) -> None:
-        """After a replay: lines of tasks that ended without a result and were not written before the crash."""
-        dead = [
-            record for record in self.replayed.values() if record.outcome == "dead" and record.number in self.missing
-        ]
-        lines = [line_without_result(r.number, r.attempt, r.agent, r.input, r.evidence) for r in dead]
-        if lines and self._write_lines(lines):
-            self.missing.difference_update(record.number for record in dead)
+    def recording_failed(self, message: str) -> None:
+        """The recorder cannot write down what ended."""
+        self.intake.facts.append(ev.RecordingFailed(self.clock.now_s(), message))
+        self.wake.set()
 
     # ------------------------------------------------------------------ effects
 

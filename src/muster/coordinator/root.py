@@ -1,0 +1,149 @@
+"""The root coordinator: results file, outputs to the operator, progress, report; it alone says that the fleet is done."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING
+
+from muster.coordinator import events as ev
+from muster.coordinator import report as reports
+from muster.coordinator.adoption import adopt
+from muster.coordinator.outputs import OutputFlow
+from muster.coordinator.process import Coordinator
+from muster.coordinator.recording import Recording
+from muster.coordinator.results import ResultsFile
+from muster.coordinator.services import ProgressTeller, Service
+from muster.core.names import OPERATOR
+from muster.core.orders import Finished
+from muster.core.protocol import RunEnded
+from muster.errors import BusError, ResultsFileError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from muster.coordinator.shell import Shell
+    from muster.core.orders import WorkerList
+    from muster.core.spec import FleetSpec
+    from muster.errors import MusterError
+
+#: Wait for the operator to read the last message.
+LAST_WORD_S = 5.0
+
+
+class Root(Coordinator):
+    """The coordinator of the fleet."""
+
+    def __init__(self, store: Path, spec: FleetSpec, shell: Shell, records: list[ev.Record]) -> None:
+        """`records`: what the replay of the log has decided."""
+        super().__init__(store, spec, shell)
+        run = spec.run
+        outputs = OutputFlow(shell.bus, store, keep_order=run is not None and run.keep_order, is_shown=run is not None)
+        self.recording = Recording(shell.bus, outputs, shell.notes, shell.recording_failed)
+        self.recording.recover(records)
+        shell.recorder = self.recording
+        self._progress = ProgressTeller(shell, outputs.operator_is_there)
+
+    def services(self) -> list[Service]:
+        health, *others = super().services()
+        return [health, *([self._progress] if self.spec.run is not None else []), *others]
+
+    async def run(self) -> int:
+        try:
+            self._open_results()
+        except ResultsFileError as error:
+            return await self._end_at_once(error)
+        return await super().run()
+
+    def _open_results(self) -> None:
+        """Open the results file and compare it with what the log says. Raises ResultsFileError."""
+        if self.spec.run is None or self.spec.run.results is None:
+            return
+        self.recording.results = ResultsFile(self.spec.run.results)
+        state = self.shell.machine.state
+        if state.life:
+            self.recording.compare(state.results_base_bytes)
+
+    async def begin(self, listing: WorkerList) -> None:
+        results = self.recording.results
+        await adopt(self.shell, self.spec, listing, results.size_bytes if results is not None else 0)
+
+    # ------------------------------------------------------------------ ending
+
+    async def end(self, finish: ev.Finish) -> int:
+        shell = self.shell
+        while await shell.turn():  # final metrics, last words of drained agents
+            pass
+        await self._outputs_read()
+        self.health.sweep()
+        error = finish.error
+        exit_status = finish.exit_status
+        report = reports.build(
+            shell, self.recording, self.health, self.collector, self.pinger, self.spec.started_unix_s
+        )
+        try:
+            await self._close_results()
+            if self.spec.run is not None and self.spec.run.report is not None:
+                reports.write(self.spec.run.report, report)
+        except ResultsFileError as failure:
+            error, exit_status = error or failure.message, exit_status or 1
+        ended = RunEnded(exit_status=exit_status, reason=finish.reason, report=report, error=error)
+        shell.notes.write("fleet.ended", reason=finish.reason, exit_status=exit_status, error=error)
+        if self.spec.run is not None:
+            self._progress.tell()
+            await self._last_word(ended)
+        if shell.may_snapshot:
+            shell.log.write_snapshot(shell.machine.state)
+        return await self._finished(exit_status)
+
+    async def _close_results(self) -> None:
+        shell, recording = self.shell, self.recording
+        if recording.results is None:
+            return
+        base = shell.machine.state.results_base_bytes
+        if base and not recording.unrecorded:
+            # From here on every line of the file counts as this life's: the log must know before the file changes.
+            shell.intake.facts.append(ev.ResultsRebased(shell.clock.now_s(), 0))
+            await shell.commit()
+            recording.results.drop_superseded()
+        recording.results.sync()
+        recording.results.close()
+
+    async def _outputs_read(self) -> None:
+        """Outputs come before the last word: wait for credit as long as somebody is there to read."""
+        while self.recording.outputs.waiting:
+            self.recording.outputs.retry()
+            if self.recording.outputs.waiting:
+                await asyncio.sleep(0.02)
+
+    async def _last_word(self, ended: RunEnded) -> None:
+        """Tell the operator how it ended and wait until it was read: after that the store may go away."""
+        outputs = self.recording.outputs
+        loop = asyncio.get_running_loop()
+        while outputs.operator_is_there():
+            try:
+                receipt = self.shell.bus.post_struct(OPERATOR, ended)
+            except BusError:
+                await asyncio.sleep(0.02)
+                continue
+            deadline = loop.time() + LAST_WORD_S
+            while loop.time() < deadline and outputs.operator_is_there():
+                with contextlib.suppress(BusError, TimeoutError):
+                    await receipt.wait_acked(timeout_s=0.2)
+                if receipt.state not in ("stored", "taken"):
+                    return
+            return
+
+    async def _finished(self, exit_status: int) -> int:
+        control = self.shell.control
+        assert control is not None
+        control.send(Finished(exit_status=exit_status))
+        await control.flush(1.0)
+        return exit_status
+
+    async def _end_at_once(self, error: MusterError) -> int:
+        """Nothing was started and nothing will be: say why, and end."""
+        self.shell.notes.write("fleet.not_started", error=error.message)
+        ended = RunEnded(exit_status=error.exit_status, reason="error", report={}, error=error.message)
+        await self._last_word(ended)
+        return await self._finished(error.exit_status)
