@@ -211,6 +211,44 @@ class DrainOrdered(Fact, frozen=True, tag=37, gc=False):
     deadline_s: float
 
 
+class LockAsked(Fact, frozen=True, tag=45):
+    """An agent wants a lock, or asks again for one. `ask_id`: the ask to be answered when it is decided; "" if none is.
+
+    The process (`pid`, `start_time`) in `namespace` is its holder; with its death the lock is free.
+    """
+
+    agent: str
+    lock_id: str
+    names: list[str]
+    ttl_s: float
+    wait_s: float | None
+    ask_id: str = ""
+    within: list[str] = []
+    pid: int = 0
+    start_time: int = 0
+    namespace: int = 0
+
+
+class LockRenewed(Fact, frozen=True, tag=46, gc=False):
+    """A holder said that it holds on."""
+
+    agent: str
+    lock_id: str
+
+
+class LockReleased(Fact, frozen=True, tag=47, gc=False):
+    """A holder let go, or whoever waited waits no longer."""
+
+    agent: str
+    lock_id: str
+
+
+class HoldersGone(Fact, frozen=True, tag=48):
+    """Processes that held locks, or waited for some, have ended: (pid, start time)."""
+
+    processes: list[tuple[int, int]]
+
+
 AnyFact = (
     FleetStarted
     | TasksSubmitted
@@ -231,6 +269,10 @@ AnyFact = (
     | TasksEntrusted
     | TaskRecalled
     | DrainOrdered
+    | LockAsked
+    | LockRenewed
+    | LockReleased
+    | HoldersGone
 )
 
 # --------------------------------------------------------------------------- effects
@@ -293,7 +335,15 @@ class Noted(msgspec.Struct):
     facts: dict[str, Any]
 
 
-Effect = Post | Record | SpawnWorker | KillWorker | Finish | Noted
+class WatchHolder(msgspec.Struct):
+    """Tell (`HoldersGone`) when this process has ended: locks are held in its name. Watching it twice is watching it once."""
+
+    pid: int
+    start_time: int
+    namespace: int
+
+
+Effect = Post | Record | SpawnWorker | KillWorker | Finish | Noted | WatchHolder
 
 #: What a part of the machine brings: the facts it deals with. A handler changes the state and appends effects, nothing else.
 Handlers: TypeAlias = dict[type[Any], Callable[[Any, Any, list[Effect]], None]]

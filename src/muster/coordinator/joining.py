@@ -7,6 +7,7 @@ from muster.coordinator.dispatch import assignment, offer, set_agent_state
 from muster.coordinator.ending import SIGKILL, drain_agent, finish
 from muster.coordinator.events import AgentReady, Effect, Handlers, KillWorker, Post, Recovered
 from muster.coordinator.lifecycle import await_ready, reclaim, spawn
+from muster.coordinator.locks import facts as locks
 from muster.coordinator.state import Agent, State, Worker
 from muster.core.protocol import Cancel, RollCall
 
@@ -54,6 +55,7 @@ def recovered(state: State, fact: Recovered, out: list[Effect]) -> None:
     """A new coordinator took over: call the roll of the living, reclaim what the spawner does not know."""
     state.counters.coordinator_restarts = max(state.counters.coordinator_restarts, fact.coordinator_restarts)
     state.roll += 1
+    locks.begin_again(state, out)
     exited = dict(fact.exited)
     alive = {(worker, incarnation): (pid, start_time) for worker, incarnation, pid, start_time in fact.alive}
     for worker in list(state.workers.values()):

@@ -24,6 +24,7 @@ from muster.coordinator.events import (
     WorkerExited,
     WorkerStarted,
 )
+from muster.coordinator.locks import facts as locks
 from muster.coordinator.state import Agent, Ending, State, Worker
 from muster.coordinator.tasks import DEAD, Task
 from muster.core.spec import ChildSpec
@@ -48,6 +49,7 @@ def start_fleet(state: State, fact: FleetStarted, out: list[Effect]) -> None:
     if state.life == 1:  # a later life of the same store goes on with the same file
         state.results_base_bytes = fact.results_base_bytes
     state.timers = [timer for timer in state.timers if timer[1] == "task"]
+    locks.begin_again(state, out)
     for worker in state.workers.values():
         spawn(state, worker, out)
 
@@ -181,6 +183,7 @@ def reclaim(state: State, worker: Worker, blame: str | None, out: list[Effect]) 
         for place, number in enumerate(held):
             # What waited behind the running ones has not begun: an agent starts them in order, and results came before the death.
             _free(state, state.tasks[number], blame if place < agent.slots else None, out)
+    locks.free_agents(state, worker.agents, out)
 
 
 def _free(state: State, task: Task, blame: str | None, out: list[Effect]) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 from muster.coordinator import attempts, ending, joining, lifecycle
 from muster.coordinator.dispatch import dispatch, enqueue
 from muster.coordinator.events import AdmissionChanged, AnyFact, Effect, Handlers, ResultsRebased, TimePassed
+from muster.coordinator.locks import facts as locks
 from muster.coordinator.state import State
 from muster.coordinator.tasks import DELAYED
 
@@ -35,9 +36,13 @@ TIMERS: dict[str, Callable[[State, Any, list[Effect]], None]] = {
     "worker": lifecycle.restart_due,
     "kill": ending.kill_due,
     "ready": lifecycle.ready_due,
+    locks.TIMER: locks.due,
 }
 #: Timers that may have lost their reason long before they are due, and whether they have: nobody is woken for them.
-STALE: dict[str, Callable[[State, float, Any], bool]] = {"ready": lifecycle.is_ready_timer_stale}
+STALE: dict[str, Callable[[State, float, Any], bool]] = {
+    "ready": lifecycle.is_ready_timer_stale,
+    locks.TIMER: locks.is_timer_stale,
+}
 
 
 def _time_passed(state: State, _fact: TimePassed, out: list[Effect]) -> None:
@@ -61,6 +66,7 @@ HANDLERS: Handlers = {
     **joining.HANDLERS,
     **ending.HANDLERS,
     **attempts.HANDLERS,
+    **locks.HANDLERS,
     TimePassed: _time_passed,
     AdmissionChanged: _admission_changed,
     ResultsRebased: _results_rebased,

@@ -25,8 +25,10 @@ from muster.coordinator.lives import (
     STARTING,
     WORKER_TRANSITIONS,
 )
+from muster.coordinator.locks.table import LockTable, StoredLocks
 from muster.coordinator.tasks import Outcomes, Task
 from muster.coordinator.tokens import Tokens
+from muster.core.protocol import Done
 from muster.core.spec import ChildSpec
 
 #: Version of the snapshot and of the facts. A log of another version is refused.
@@ -191,6 +193,9 @@ class State:
         self.tokens = Tokens()
         #: Ids of the newest messages that became tasks.
         self.sources: list[str] = []
+        self.locks = LockTable()
+        #: Asks for locks that were refused and not told yet, by lock id. No decision depends on them.
+        self.lock_refusals: dict[str, Done] = {}
 
 
 class Snapshot(msgspec.Struct, array_like=True):
@@ -211,6 +216,7 @@ class Snapshot(msgspec.Struct, array_like=True):
     ending: Ending
     latency: list[int]
     tokens: bytes = b""
+    locks: StoredLocks = msgspec.field(default_factory=StoredLocks)
 
 
 _SCALARS = (
@@ -239,6 +245,7 @@ def snapshot(state: State) -> bytes:
             ending=state.ending,
             latency=state.latency.counts,
             tokens=state.tokens.to_bytes(),
+            locks=state.locks.stored(),
         )
     )
 
@@ -264,4 +271,5 @@ def load(data: bytes) -> State:
     state.queued = sum(map(len, state.queues.values()))
     state.latency = LatencyHistogram(stored.latency)
     state.tokens = Tokens(stored.tokens)
+    state.locks = LockTable(stored.locks)
     return state

@@ -102,8 +102,9 @@ TEAM_MARGIN_S = 0.5
 #: Shortest time between two looks at the memory of the attempts that a worker runs, and the share of the worker's time they may take.
 RSS_SAMPLE_S = 1.0
 RSS_SAMPLE_SHARE = 0.05
-#: Locks that are held or waited for in a fleet, names in one of them, and bytes of a name: the coordinator compares a new glob with all.
+#: Locks that are held or waited for in a fleet, and by one agent; names in one of them; bytes of a name. A new glob is compared with all.
 LOCKS_MAX = 4096
+LOCKS_PER_AGENT_MAX = 256
 LOCK_NAMES_MAX = 32
 LOCK_NAME_BYTES_MAX = 512
 #: Time for which a lease holds without being renewed; its holder renews it after a third of that.
