@@ -45,6 +45,12 @@ STALE: dict[str, Callable[[State, float, Any], bool]] = {
 }
 
 
+def _forget_stale(state: State) -> None:
+    timers = state.timers
+    while timers and (is_stale := STALE.get(timers[0][1])) and is_stale(state, timers[0][0], timers[0][2]):
+        heappop(timers)
+
+
 def _time_passed(state: State, _fact: TimePassed, out: list[Effect]) -> None:
     timers = state.timers
     while timers and timers[0][0] <= state.now_s:
@@ -87,11 +93,11 @@ class Machine:
         HANDLERS[type(fact)](state, fact, out)
         dispatch(state, out)
         ending.check_end(state, out)
+        if state.timers:
+            _forget_stale(state)  # here and not in `due_s`: a replay asks for no times, and must come to the same state
         return out
 
     def due_s(self) -> float | None:
         """When a `TimePassed` is due next, on the clock of the facts; None if nothing waits for time."""
         timers = self.state.timers
-        while timers and (is_stale := STALE.get(timers[0][1])) and is_stale(self.state, timers[0][0], timers[0][2]):
-            heappop(timers)
         return timers[0][0] if timers else None
