@@ -6,8 +6,11 @@ import pytest
 from tests.unit.test_machine_tasks import AT, assigned, due_s, ended, fleet, recorded, submit
 
 from muster.coordinator import events as ev
+from muster.coordinator.dispatch import set_agent_state
+from muster.coordinator.lifecycle import evidence_of
 from muster.coordinator.machine import Machine
 from muster.core.protocol import Assign, Cancel, Drain, RollCall
+from muster.core.spec import ChildSpec
 
 
 def exited(machine, worker, incarnation=1, *, status=None, signal=9, survivors=0, after_s=0.0):
@@ -279,3 +282,127 @@ def test_the_end_is_told_again_to_a_coordinator_that_died_before_it_could_pass_i
     exited(machine, "w-1", status=0, signal=None)
     assert machine.state.phase == "ended"
     assert [e for e in recover(machine, []) if isinstance(e, ev.Finish)]
+
+
+# --------------------------------------------------------------------------- child specs
+
+
+def supervised(workers=2, *, restart="always", **child):
+    """A running, ready standing fleet whose workers w-1 … are supervised as `child` says."""
+    machine = Machine()
+    entries = [ev.WorkerPlan(f"w-{n}", [(f"w-{n}", "k")], restart, ChildSpec(**child)) for n in range(1, workers + 1)]
+    machine.apply(ev.FleetStarted(AT, ev.Plan(workers=entries, run=False)))
+    for n in range(1, workers + 1):
+        ready(machine, f"w-{n}", 1)
+    return machine
+
+
+def ready(machine, worker, incarnation):
+    machine.apply(ev.WorkerStarted(machine.state.now_s, worker, incarnation, 100, 1))
+    return machine.apply(ev.AgentReady(machine.state.now_s, worker, incarnation, 1))
+
+
+def killed(effects):
+    return [(e.worker, e.incarnation, e.signal) for e in effects if isinstance(e, ev.KillWorker)]
+
+
+def test_each_worker_lives_by_its_own_intensity_and_waits():
+    machine = Machine()
+    entries = [
+        ev.WorkerPlan("a", [("a", "k")], "always", ChildSpec(restarts_max=1)),
+        ev.WorkerPlan("b", [("b", "k")], "always", ChildSpec(restarts_max=3, delay_s=2.0, delay_max_s=3.0)),
+    ]
+    machine.apply(ev.FleetStarted(AT, ev.Plan(workers=entries, run=False)))
+    for name in ("a", "b"):
+        exited(machine, name)
+        exited(machine, name, 2)
+    a, b = machine.state.workers["a"], machine.state.workers["b"]
+    assert (a.state, b.state, b.restart_at_s) == ("quarantined", "waiting", AT + 2.0)
+    machine.apply(ev.TimePassed(AT + 2.0))
+    exited(machine, "b", 3)
+    assert (b.state, b.restart_at_s) == ("waiting", AT + 2.0 + 3.0), "doubled, and no longer than the longest"
+
+
+def test_quarantine_tells_how_often_it_died_how_and_what_lifts_it():
+    machine = supervised(2, restarts_max=1, period_s=7)
+    exited(machine, "w-1", 1)
+    out = exited(machine, "w-1", 2, status=3, signal=None)
+    (note,) = [e for e in out if isinstance(e, ev.Noted) and e.event == "worker.quarantined"]
+    expected = "died 2 times within 7 s, last it exited with status 3; `muster restart w-1` starts it again"
+    assert note.facts["how"] == expected
+    assert evidence_of(machine.state.workers["w-1"], machine.state.now_s) == [expected]
+
+
+def test_a_worker_that_is_not_ready_in_time_is_killed_and_that_is_a_death():
+    machine = Machine()
+    plan = ev.Plan(workers=[ev.WorkerPlan("w", [("w", "k")], "always", ChildSpec(ready_timeout_s=10))], run=False)
+    machine.apply(ev.FleetStarted(AT, plan))
+    machine.apply(ev.WorkerStarted(AT, "w", 1, 100, 1))
+    assert due_s(machine) == AT + 10
+    assert killed(machine.apply(ev.TimePassed(AT + 10))) == [], "perhaps its word waits to be read"
+    assert killed(machine.apply(ev.TimePassed(due_s(machine)))) == [("w", 1, 9)]
+    assert spawned(exited(machine, "w")) == [("w", 2)]
+    assert machine.state.workers["w"].last_exit == "was not ready within 10 s and was killed"
+    assert machine.state.counters.worker_deaths == 1
+
+
+def test_a_worker_whose_word_was_only_read_late_is_not_killed():
+    machine = Machine()
+    plan = ev.Plan(workers=[ev.WorkerPlan("w", [("w", "k")], "always", ChildSpec(ready_timeout_s=10))], run=False)
+    machine.apply(ev.FleetStarted(AT, plan))
+    machine.apply(ev.TimePassed(AT + 500))  # the coordinator stood still
+    ready(machine, "w", 1)
+    assert machine.due_s() is None, "nobody is woken for a worker that is ready"
+    assert killed(machine.apply(ev.TimePassed(AT + 600))) == []
+
+
+def test_after_a_restart_of_the_coordinator_a_worker_has_its_time_to_get_ready_anew():
+    machine = Machine()
+    plan = ev.Plan(workers=[ev.WorkerPlan("w", [("w", "k")], "always", ChildSpec(ready_timeout_s=10))], run=False)
+    machine.apply(ev.FleetStarted(AT, plan))
+    machine.state.now_s = AT + 100
+    recover(machine, [("w", 1)])
+    assert due_s(machine) == AT + 110
+
+
+@pytest.mark.parametrize(
+    ("restarts", "delay_s", "delay_max_s", "period_s", "can_trip"),
+    [
+        (5, 0.1, 5.0, 30.0, True),  # 0 + 0.1 + 0.2 + 0.4 + 0.8
+        (5, 2.0, 60.0, 30.0, False),  # 0 + 2 + 4 + 8 + 16
+        (5, 2.0, 60.0, 30.1, True),
+        (3, 15.0, 15.0, 30.0, False),  # 0 + 15 + 15
+        (0, 99.0, 99.0, 1.0, True),
+        (1, 99.0, 99.0, 1.0, True),
+    ],
+)
+def test_a_limit_can_trip_only_if_the_waits_of_its_restarts_fit_into_the_period(
+    restarts, delay_s, delay_max_s, period_s, can_trip
+):
+    child = ChildSpec(restarts_max=restarts, period_s=period_s, delay_s=delay_s, delay_max_s=delay_max_s)
+    assert child.can_trip() is can_trip
+    machine = supervised(
+        2, **{name: getattr(child, name) for name in ("restarts_max", "period_s", "delay_s", "delay_max_s")}
+    )
+    worker = machine.state.workers["w-1"]
+    for _ in range(restarts + 5):  # a crash loop that takes no time at all
+        exited(machine, "w-1", worker.incarnation)
+        if worker.state == "waiting":
+            machine.apply(ev.TimePassed(worker.restart_at_s))
+    assert (worker.state == "quarantined") is can_trip
+
+
+@pytest.mark.parametrize(("state", "cause"), [("gone", "seen"), ("quarantined", "proven_dead"), ("waiting", "seen")])
+def test_a_move_of_a_worker_that_is_not_in_the_table_is_refused(state, cause):
+    worker = supervised(1).state.workers["w-1"]
+    worker.state = state
+    with pytest.raises(KeyError):
+        worker.move(cause)
+
+
+def test_an_agent_makes_only_the_moves_of_its_table():
+    machine = supervised(1)
+    agent = machine.state.agents["w-1"]
+    with pytest.raises(ValueError, match="cannot go from ready to busy"):
+        set_agent_state(machine.state, agent, "busy")
+    assert agent.state == "ready"
