@@ -4,7 +4,9 @@
     ├── UsageError                the caller's or operator's mistake; nothing was done
     │   ├── InvalidNameError      UnknownAgentError      BodyTooLargeError   BodyEncodingError
     │   ├── ConfigError           CommandNotFoundError   HandlerNotFoundError
-    │   └── InputFileError        ResultsFileError       RunMismatchError
+    │   ├── InputFileError        ResultsFileError       RunMismatchError
+    │   └── DependencyError       UnknownTaskError       TaskStateError
+    ├── StaleAttemptError         ForgedResultError
     ├── BusError
     │   ├── BusClosedError        InboxFullError*        OutboxFullError*    StoreFullError*
     │   ├── CorruptStoreError     AskTimeoutError        DeliveryStateError  ForkedBusError
@@ -120,6 +122,36 @@ class RunMismatchError(UsageError):
     """`--resume` was given a results file that belongs to other inputs; nothing was started."""
 
     code = "usage.run_mismatch"
+
+
+class DependencyError(UsageError):
+    """A task comes after one that is unknown, or tasks wait for each other in a circle; none of them was accepted."""
+
+    code = "task.dependency"
+
+
+class UnknownTaskError(UsageError):
+    """No task has this number, or it is kept no longer; nothing was changed."""
+
+    code = "task.unknown"
+
+
+class TaskStateError(UsageError):
+    """The task is not in a state in which that can be asked of it; nothing was changed."""
+
+    code = "task.state"
+
+
+class StaleAttemptError(MusterError):
+    """A result came for an attempt that is over: the task was given to somebody else, or has ended; it was refused and counted."""
+
+    code = "task.stale_attempt"
+
+
+class ForgedResultError(MusterError):
+    """A result came from somebody who was never given that attempt; it was refused, counted, and is kept as a dead letter."""
+
+    code = "task.forged_result"
 
 
 class BusError(MusterError):

@@ -61,6 +61,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     restart_period_s: float = limits.RESTART_PERIOD_S
     #: Who gives this coordinator its tasks and hears how each attempt ended; "": it is the root and decides about them itself.
     upstream: str = ""
+    #: Kind -> what its agents are good for.
+    tags: dict[str, list[str]] = {}
 
 
 class FleetStarted(Fact, frozen=True, tag=1):
@@ -191,6 +193,37 @@ class TaskImpossible(Fact, frozen=True, tag=16, gc=False):
     reason: str
 
 
+class TasksCancelled(Fact, frozen=True, tag=17):
+    """The operator does not want these tasks any more. Those that are over change nothing."""
+
+    numbers: list[int]
+    reason: str = ""
+
+
+class TasksRetried(Fact, frozen=True, tag=18):
+    """The operator wants these kept tasks tried again, in this order, with their attempts counted anew."""
+
+    numbers: list[int]
+
+
+class TasksForgotten(Fact, frozen=True, tag=19):
+    """The operator wants these tasks kept no longer."""
+
+    numbers: list[int]
+
+
+class AssignmentPaused(Fact, frozen=True, tag=20):
+    """The operator wants nothing new assigned to agents of these kinds; none named: to nobody."""
+
+    kinds: list[str]
+
+
+class AssignmentResumed(Fact, frozen=True, tag=21):
+    """The operator wants these kinds to work again; none named: everybody."""
+
+    kinds: list[str]
+
+
 class TasksEntrusted(Fact, frozen=True, tag=35):
     """The root gave this team attempts to work on, numbered by `TaskInput.attempt`. Those that are known change nothing."""
 
@@ -249,6 +282,21 @@ class HoldersGone(Fact, frozen=True, tag=48):
     processes: list[tuple[int, int]]
 
 
+class WorkerOutgrown(Fact, frozen=True, tag=25, gc=False):
+    """A worker's own process takes more memory than its kind is to have."""
+
+    worker: str
+    incarnation: int
+    rss_bytes: int
+
+
+class RestartRequested(Fact, frozen=True, tag=26):
+    """The operator wants these workers replaced, few at a time. `grace_s`: time for what runs there; None: as long as it takes."""
+
+    workers: list[str]
+    grace_s: float | None = None
+
+
 AnyFact = (
     FleetStarted
     | TasksSubmitted
@@ -266,6 +314,11 @@ AnyFact = (
     | RecordingFailed
     | ResultsRebased
     | TaskImpossible
+    | TasksCancelled
+    | TasksRetried
+    | TasksForgotten
+    | AssignmentPaused
+    | AssignmentResumed
     | TasksEntrusted
     | TaskRecalled
     | DrainOrdered
@@ -273,6 +326,8 @@ AnyFact = (
     | LockRenewed
     | LockReleased
     | HoldersGone
+    | WorkerOutgrown
+    | RestartRequested
 )
 
 # --------------------------------------------------------------------------- effects
@@ -292,7 +347,10 @@ class Post(msgspec.Struct):
 
 
 class Record(msgspec.Struct):
-    """Task `number` is over: write its line. `evidence` tells about attempts that left no result of their own."""
+    """Task `number` is over: write its line. `evidence` tells about attempts that left no result of their own.
+
+    `has_result`: the result of `agent` for this attempt is on its way, or was there.
+    """
 
     number: int
     attempt: int
@@ -302,6 +360,17 @@ class Record(msgspec.Struct):
     evidence: list[str] = []
     source: str = ""
     asker: str = ""
+    has_result: bool = False
+
+
+class Rejected(msgspec.Struct):
+    """A result of `agent` is not believed: `code` and `message` of the error that it is."""
+
+    agent: str
+    number: int
+    attempt: int
+    code: str
+    message: str
 
 
 class SpawnWorker(msgspec.Struct):
@@ -343,7 +412,7 @@ class WatchHolder(msgspec.Struct):
     namespace: int
 
 
-Effect = Post | Record | SpawnWorker | KillWorker | Finish | Noted | WatchHolder
+Effect = Post | Record | Rejected | SpawnWorker | KillWorker | Finish | Noted | WatchHolder
 
 #: What a part of the machine brings: the facts it deals with. A handler changes the state and appends effects, nothing else.
 Handlers: TypeAlias = dict[type[Any], Callable[[Any, Any, list[Effect]], None]]

@@ -11,7 +11,10 @@ from typing import Any
 
 import msgspec
 
+from muster.coordinator.dependencies import dependants_of
 from muster.coordinator.events import Plan
+from muster.coordinator.holders import Ended, Holders
+from muster.coordinator.kept import Kept
 from muster.coordinator.lives import (
     ABSENT,
     ALIVE,
@@ -24,9 +27,11 @@ from muster.coordinator.lives import (
     READY,
     STARTING,
     WORKER_TRANSITIONS,
+    Supervision,
 )
 from muster.coordinator.locks.table import LockTable, StoredLocks
-from muster.coordinator.tasks import Outcomes, Task
+from muster.coordinator.routing import kinds_for
+from muster.coordinator.tasks import OPEN, Outcomes, Task
 from muster.coordinator.tokens import Tokens
 from muster.core.protocol import Done
 from muster.core.spec import ChildSpec
@@ -73,6 +78,12 @@ class Worker(msgspec.Struct, array_like=True):
     attempts: int = 0
     #: Its process coordinates a team: its death frees nothing, because the team's workers live on.
     is_team: bool = False
+    #: Slots of the team when all of its agents are there; whether none of its workers will run again by itself.
+    slots: int = 1
+    is_out: bool = False
+
+    #: Time that its agents have for what they do while it is leaving.
+    leave_grace_s: float = 0.0
 
     def move(self, cause: str) -> None:
         """Change state as the table says. Raises KeyError for a move that is not in it."""
@@ -96,6 +107,8 @@ class Agent(msgspec.Struct, array_like=True):
     failed: int = 0
     #: When an attempt last ended here: what was prefetched cannot have begun before.
     freed_s: float = 0.0
+    #: It goes for good once it has drained: the fleet was made smaller.
+    is_retiring: bool = False
 
 
 class Counters(msgspec.Struct, array_like=True):
@@ -112,6 +125,9 @@ class Counters(msgspec.Struct, array_like=True):
     stale_refused: int = 0
     restarts: int = 0
     coordinator_restarts: int = 0
+    cancelled: int = 0
+    retried: int = 0
+    forged_refused: int = 0
 
 
 class Ending(msgspec.Struct, array_like=True):
@@ -167,7 +183,18 @@ class State:
         self.counters = Counters()
         self.workers: dict[str, Worker] = {}
         self.agents: dict[str, Agent] = {}
+        #: Route -> places of the tasks that wait there, as a heap; route -> the kinds that may do them (see `routing`).
         self.queues: dict[str, list[int]] = {"": []}
+        self.routes: dict[str, list[str]] = {"": []}
+        #: Open task -> those that come after it.
+        self.dependants: dict[int, dict[int, None]] = {}
+        #: What ended without success, who held what has ended, and how often a task was retried after its end.
+        self.kept = Kept()
+        self.holders = Holders()
+        self.retries: dict[int, int] = {}
+        #: Nothing new is assigned to anybody, or to these kinds.
+        self.is_paused = False
+        self.kinds_paused: list[str] = []
         self.kinds: list[str] = []
         self.idle: dict[str, deque[str]] = {}
         self.busy: dict[str, deque[str]] = {}
@@ -191,9 +218,10 @@ class State:
         self.results_base_bytes = 0
         #: Of a team: the attempts that it has given back to the root.
         self.tokens = Tokens()
-        #: Ids of the newest messages that became tasks.
-        self.sources: list[str] = []
+        #: Ids of the newest messages that became tasks, and their numbers.
+        self.sources: dict[str, int] = {}
         self.locks = LockTable()
+        self.supervision = Supervision()
         #: Asks for locks that were refused and not told yet, by lock id. No decision depends on them.
         self.lock_refusals: dict[str, Done] = {}
 
@@ -217,11 +245,15 @@ class Snapshot(msgspec.Struct, array_like=True):
     latency: list[int]
     tokens: bytes = b""
     locks: StoredLocks = msgspec.field(default_factory=StoredLocks)
+    supervision: Supervision = msgspec.field(default_factory=Supervision)
+    kept: list[Task] = []
+    ended: list[Ended] = []
 
 
 _SCALARS = (
     "phase", "started_s", "life", "now_s", "live_workers", "input_ended", "input_total", "admission_open", "roll", "ready_s",
     "attempt_mean_s", "results_base_bytes", "ready", "held", "kinds_out", "sources",
+    "retries", "is_paused", "kinds_paused",
 )  # fmt: skip
 _decoder = msgspec.msgpack.Decoder(Snapshot)
 
@@ -246,6 +278,9 @@ def snapshot(state: State) -> bytes:
             latency=state.latency.counts,
             tokens=state.tokens.to_bytes(),
             locks=state.locks.stored(),
+            supervision=state.supervision,
+            kept=list(state.kept),
+            ended=state.holders.stored(),
         )
     )
 
@@ -272,4 +307,8 @@ def load(data: bytes) -> State:
     state.latency = LatencyHistogram(stored.latency)
     state.tokens = Tokens(stored.tokens)
     state.locks = LockTable(stored.locks)
+    state.supervision = stored.supervision
+    state.routes = {route: kinds_for(state, route) for route in state.queues}
+    state.dependants = dependants_of(state.tasks, lambda number: state.outcomes.get(number) == OPEN)
+    state.kept, state.holders = Kept(stored.kept), Holders(stored.ended)
     return state

@@ -68,6 +68,19 @@ OUTPUT_RESULT_BYTES_MAX = 16 << 10
 PREFETCH = 1
 #: Attempts that may die with their worker before the task is dead-lettered (it may be what kills them).
 TASK_DEATHS_MAX = 5
+#: Tasks that ended without success and are kept to be retried, and bytes of their inputs; each snapshot of the log holds them all.
+TASKS_KEPT_MAX = 10_000
+TASKS_KEPT_BYTES_MAX = 16 << 20
+#: Combinations of kind and tags that tasks wait on at a time: an assignment looks at each of them.
+TASK_ROUTES_MAX = 256
+#: Tasks that one comes after, tags that it or a kind has, and bytes of a tag.
+TASK_AFTER_MAX = 1000
+TASK_TAGS_MAX = 16
+#: Priorities reach from minus this to this.
+TASK_PRIORITY_MAX = 100
+#: Longest delay of a task, and most attempts that one may ask for.
+TASK_DELAY_S_MAX = 366 * 86_400.0
+TASK_ATTEMPTS_MAX = 1_000_000
 #: Worker restarts within the period before the worker is quarantined.
 RESTARTS_MAX = 5
 RESTART_PERIOD_S = 30.0

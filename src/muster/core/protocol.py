@@ -24,6 +24,13 @@ class TaskInput(msgspec.Struct, array_like=True, frozen=True):
     timeout_s: float | None = None
     source: str = ""  # id of the message it came from, so that a redelivery makes no second task
     asker: str = ""  # who gets its end as a reply to that message; "" = nobody
+    priority: int = 0  # -100 to 100, higher ones first; equal ones by number
+    delay_s: float = 0.0  # it does not begin earlier than this after its submission
+    after: list[int] = []  # numbers of tasks that must be done first, of this batch or known
+    tags: list[str] = []  # its agent's kind has all of them
+    attempts_max: int | None = None  # failed attempts before it is given up; None = the fleet's
+    backoff_s: float | None = None  # first wait before it is tried again, doubled each time; None = the fleet's
+    attempt: int = 0  # of a team's task: the token given by the root
 
 
 class Submit(msgspec.Struct, frozen=True, kw_only=True):
