@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from heapq import heappush
 
-from muster.coordinator import ending
+from muster.coordinator import ending, entrusted, lifecycle
 from muster.coordinator import state as st
 from muster.coordinator.dispatch import enqueue, release
 from muster.coordinator.events import (
@@ -53,7 +53,9 @@ def _tasks_submitted(state: State, fact: TasksSubmitted, out: list[Effect]) -> N
         if given.source:
             if given.source in state.sources:
                 continue  # the message came again after a crash
-            state.sources = [*state.sources, given.source][-SOURCES_MAX:]
+            state.sources[given.source] = number
+            if len(state.sources) > SOURCES_MAX:
+                del state.sources[next(iter(state.sources))]
         kind = given.kind if len(state.kinds) > 1 or given.kind not in state.kinds else ""
         task = Task(number, given.input, kind, given.timeout_s, source=given.source, asker=given.asker)
         outcomes.set(number, OPEN)
@@ -78,7 +80,10 @@ def _task_ended(state: State, fact: TaskEnded, out: list[Effect]) -> None:
         return
     agent = state.agents[fact.agent]
     release(state, agent, task.number)
-    if fact.outcome == "cancelled":
+    if fact.outcome == "died":  # a team says so of its agent
+        lifecycle.free(state, task, fact.detail, out)
+        return
+    if fact.outcome == "cancelled" and not state.plan.upstream:
         state.counters.handed_back += 1
         task.move("handed_back")
         enqueue(state, task)
@@ -88,7 +93,12 @@ def _task_ended(state: State, fact: TaskEnded, out: list[Effect]) -> None:
     agent.freed_s = state.now_s
     mean_s = state.attempt_mean_s
     state.attempt_mean_s = worked_s if mean_s is None else mean_s + (worked_s - mean_s) * _MEAN_WEIGHT
-    if fact.outcome == "done":
+    if state.plan.upstream:
+        agent.done += fact.outcome == "done"
+        agent.failed += fact.outcome != "done"
+        state.latency.add(taken_s)
+        entrusted.ended(state, task, fact.outcome, out)
+    elif fact.outcome == "done":
         agent.done += 1
         state.latency.add(taken_s)
         task.move("done")
@@ -114,7 +124,7 @@ def _attempt_failed(state: State, task: Task, fact: TaskEnded, taken_s: float, o
     heappush(state.timers, (due, "task", task.number))
 
 
-def _task_refused(state: State, fact: TaskRefused, _out: list[Effect]) -> None:
+def _task_refused(state: State, fact: TaskRefused, out: list[Effect]) -> None:
     agent = state.agents.get(fact.agent)
     task = state.tasks.get(fact.number)
     if agent is not None and fact.reason == "drain" and state.workers[agent.worker].incarnation == fact.incarnation:
@@ -123,6 +133,9 @@ def _task_refused(state: State, fact: TaskRefused, _out: list[Effect]) -> None:
         state.counters.stale_refused += 1
         return
     release(state, agent, task.number)
+    if state.plan.upstream:
+        entrusted.handed_back(state, task, out)
+        return
     state.counters.handed_back += 1
     task.move("handed_back")
     enqueue(state, task)
@@ -134,6 +147,9 @@ def _task_impossible(state: State, fact: TaskImpossible, out: list[Effect]) -> N
         return
     release(state, state.agents[task.agent], task.number)
     task.note(fact.reason)
+    if state.plan.upstream:
+        entrusted.ended(state, task, "failed", out)
+        return
     task.move("impossible")
     ending.finish_task(state, task, DEAD, out)
 

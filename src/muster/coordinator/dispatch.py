@@ -38,7 +38,7 @@ def offer(state: State, agent: Agent) -> None:
         if not agent.in_idle:
             agent.in_idle = True
             state.idle[agent.kind].append(agent.name)
-    elif held < agent.slots + state.plan.prefetch and not agent.in_busy:
+    elif held < agent.slots + min(agent.slots, state.plan.prefetch) and not agent.in_busy:
         agent.in_busy = True
         state.busy[agent.kind].append(agent.name)
 
@@ -106,7 +106,9 @@ def _assign_from(state: State, lines: dict[str, deque[str]], extra: int, out: li
         task.move("assigned")
         task.attempt += 1
         task.agent = agent.name
-        task.incarnation = state.workers[agent.worker].incarnation
+        worker = state.workers[agent.worker]
+        # What a team holds outlives its coordinator's process.
+        task.incarnation = 0 if worker.is_team else worker.incarnation
         task.assigned_s = state.now_s
         agent.held[task.number] = task.attempt
         state.held += 1
@@ -133,7 +135,7 @@ def _first_with_room(state: State, line: deque[str], extra: int) -> Agent | None
         if (
             agent.state == READY
             and agent.confirmed
-            and len(agent.held) < agent.slots + extra
+            and len(agent.held) < agent.slots + min(agent.slots, extra)
             and not (extra and _is_slow(state, agent))
         ):
             return agent

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from heapq import heappush
 
+from muster.coordinator import entrusted, teams
 from muster.coordinator import state as st
 from muster.coordinator.dispatch import set_agent_state
 from muster.coordinator.events import (
     AgentDrained,
+    DrainOrdered,
     Effect,
     Finish,
     Handlers,
@@ -18,6 +20,7 @@ from muster.coordinator.events import (
     RecordingFailed,
     StopRequested,
 )
+from muster.coordinator.retiring import agent_left
 from muster.coordinator.state import Agent, Ending, State
 from muster.coordinator.tasks import CODE, DEAD, FAILED, Task
 from muster.core.protocol import Drain
@@ -46,17 +49,29 @@ def begin_drain(state: State, ending: Ending, out: list[Effect]) -> None:
         out.append(Noted("fleet.draining", {"reason": ending.reason, "text": ending.text, "now": ending.now}))
     if state.ending.deadline_s is not None:
         heappush(state.timers, (state.ending.deadline_s, "kill", 0))
+    if state.plan.upstream:
+        entrusted.hand_back_waiting(state, out)
+    state.supervision.waiting = {}
     for agent in state.agents.values():
         drain_agent(state, agent, out)
     for worker in state.workers.values():
         if worker.state == st.PAUSED:
             worker.move("retired")
-        elif worker.state in (st.STARTING, st.ALIVE) and all(
-            state.agents[name].state == st.ABSENT for name in worker.agents
+        elif (
+            worker.state in (st.STARTING, st.ALIVE)
+            and not worker.is_team
+            and all(state.agents[name].state == st.ABSENT for name in worker.agents)
         ):
             out.append(
                 KillWorker(worker.name, worker.incarnation, SIGTERM, False)
             )  # holds nothing: it need not get ready first
+
+
+def tell_to_drain(state: State, agent: Agent, grace_s: float, out: list[Effect]) -> None:
+    """Tell an agent to come to an end while the fleet goes on; told again, it changes nothing."""
+    if agent.state in (st.READY, st.DRAINING):
+        set_agent_state(state, agent, st.DRAINING)
+        out.append(Post(agent.name, Drain(deadline_s=grace_s), is_control=True))
 
 
 def drain_agent(state: State, agent: Agent, out: list[Effect]) -> None:
@@ -66,6 +81,8 @@ def drain_agent(state: State, agent: Agent, out: list[Effect]) -> None:
     set_agent_state(state, agent, st.DRAINING)
     ending = state.ending
     left_s = NO_DEADLINE_S if ending.deadline_s is None else max(0.0, ending.deadline_s - state.now_s)
+    if state.workers[agent.worker].is_team:
+        left_s = teams.drain_s(left_s)
     out.append(Post(agent.name, Drain(now=ending.now, deadline_s=left_s), is_control=True))
 
 
@@ -149,12 +166,18 @@ def _agent_drained(state: State, fact: AgentDrained, _out: list[Effect]) -> None
     agent = state.agents.get(fact.agent)
     if agent is not None and state.workers[agent.worker].incarnation == fact.incarnation:
         agent_leaving(state, agent, st.DRAINED)
+        agent_left(state, agent)
 
 
 def _stop_requested(state: State, fact: StopRequested, out: list[Effect]) -> None:
     now = fact.mode == "now"
     deadline_s = state.now_s + (NOW_GRACE_S if now else state.plan.grace_s)
     begin_drain(state, Ending("stopped", fact.reason, now, deadline_s=deadline_s), out)
+
+
+def _drain_ordered(state: State, fact: DrainOrdered, out: list[Effect]) -> None:
+    deadline_s = state.now_s + fact.deadline_s
+    begin_drain(state, Ending("stopped", "the root coordinator", fact.now, deadline_s=deadline_s), out)
 
 
 def _recording_failed(state: State, fact: RecordingFailed, out: list[Effect]) -> None:
@@ -165,5 +188,6 @@ def _recording_failed(state: State, fact: RecordingFailed, out: list[Effect]) ->
 HANDLERS: Handlers = {
     AgentDrained: _agent_drained,
     StopRequested: _stop_requested,
+    DrainOrdered: _drain_ordered,
     RecordingFailed: _recording_failed,
 }

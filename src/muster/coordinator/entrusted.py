@@ -95,12 +95,11 @@ def handed_back(state: State, task: Task, out: list[Effect]) -> None:
 
 
 def freed(state: State, task: Task, blame: str | None, out: list[Effect]) -> None:
-    """The worker of its agent is proven dead. `blame`: how, if the attempt may have begun."""
+    """The worker of its agent is proven dead. `blame`: the evidence, if the attempt may have begun."""
     if blame is None:
         handed_back(state, task, out)
         return
-    task.deaths += 1
-    task.note(f"attempt {task.attempt} on {task.agent}: its worker {blame}")
+    task.note(blame)
     state.counters.reassigned += 1
     _leave(state, task, DIED, out)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from muster.coordinator import state as st
+from muster.coordinator import teams
 from muster.coordinator.dispatch import assignment, offer, set_agent_state
-from muster.coordinator.ending import SIGKILL, drain_agent, finish
+from muster.coordinator.ending import SIGKILL, drain_agent, finish, tell_to_drain
 from muster.coordinator.events import AgentReady, Effect, Handlers, KillWorker, Post, Recovered
-from muster.coordinator.lifecycle import await_ready, reclaim, spawn
+from muster.coordinator.lifecycle import await_ready, reckon_kinds_out, reclaim, spawn
 from muster.coordinator.locks import facts as locks
 from muster.coordinator.state import Agent, State, Worker
 from muster.core.protocol import Cancel, RollCall
@@ -28,8 +29,12 @@ def agent_ready(state: State, fact: AgentReady, out: list[Effect]) -> None:
     if agent.state == st.ABSENT:
         agent.slots = max(1, fact.slots)
         set_agent_state(state, agent, st.READY)
-        if state.ready == len(state.agents) and state.ready_s is None:
-            state.ready_s = state.now_s - state.started_s
+        is_answer = is_answer or worker.is_team
+    if worker.is_team:
+        teams.heard(agent, worker, fact)
+        reckon_kinds_out(state, out)
+    if state.ready_s is None and state.ready == len(state.agents) and teams.are_complete(state):
+        state.ready_s = state.now_s - state.started_s
     if worker.ready_by_s and all(state.agents[name].state != st.ABSENT for name in worker.agents):
         worker.ready_by_s = 0.0
     if is_answer:
@@ -37,6 +42,8 @@ def agent_ready(state: State, fact: AgentReady, out: list[Effect]) -> None:
         _reconcile(state, agent, fact.holding, out)
     if state.phase == st.DRAINING:
         drain_agent(state, agent, out)
+    elif worker.leaving or agent.is_retiring:
+        tell_to_drain(state, agent, worker.leave_grace_s, out)
     else:
         offer(state, agent)
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections import deque
 from heapq import heappush
 
+from muster.coordinator import entrusted, teams
 from muster.coordinator import state as st
 from muster.coordinator.dispatch import enqueue, set_agent_state
-from muster.coordinator.ending import SIGKILL, finish_task
+from muster.coordinator.ending import SIGKILL, SIGTERM, finish_task
 from muster.coordinator.events import (
     Effect,
     FleetStarted,
@@ -25,6 +26,7 @@ from muster.coordinator.events import (
     WorkerStarted,
 )
 from muster.coordinator.locks import facts as locks
+from muster.coordinator.retiring import forget_worker, is_retiring
 from muster.coordinator.state import Agent, Ending, State, Worker
 from muster.coordinator.tasks import DEAD, Task
 from muster.core.spec import ChildSpec
@@ -55,19 +57,25 @@ def start_fleet(state: State, fact: FleetStarted, out: list[Effect]) -> None:
 
 
 def _adopt_plan(state: State, plan: Plan) -> None:
-    old_workers, old_agents = state.workers, state.agents
+    old_workers, old_agents, supervision = state.workers, state.agents, state.supervision
+    supervision.waiting, supervision.away, supervision.scaled = {}, [], {}
     state.plan, state.workers, state.agents = plan, {}, {}
     for entry in plan.workers:
         known = old_workers.get(entry.worker)
         worker = Worker(entry.worker, [agent for agent, _ in entry.agents], entry.restart)
+        worker.is_team, worker.slots = entry.is_team, entry.slots
         worker.child = entry.child or ChildSpec(restarts_max=plan.restarts_max, period_s=plan.restart_period_s)
         if known is not None:  # incarnations never repeat within the life of a store
             worker.incarnation, worker.restarts = known.incarnation, known.restarts
+        elif (past := supervision.past_workers.pop(entry.worker, None)) is not None:
+            worker.incarnation, worker.restarts = past.first, past.second
         state.workers[entry.worker] = worker
         for name, kind in entry.agents:
             agent = Agent(name, kind, entry.worker)
             if name in old_agents:
                 agent.done, agent.failed = old_agents[name].done, old_agents[name].failed
+            elif (gone := supervision.past_agents.pop(name, None)) is not None:
+                agent.done, agent.failed = gone.first, gone.second
             state.agents[name] = agent
     state.kinds = list(dict.fromkeys(agent.kind for agent in state.agents.values()))
     state.kinds_out = []
@@ -81,6 +89,7 @@ def _adopt_plan(state: State, plan: Plan) -> None:
         task.kind = task.kind if task.kind in state.queues else ""
     for number in sorted(waiting):
         enqueue(state, state.tasks[number])
+    teams.carry_over(state, old_agents)
 
 
 def spawn(state: State, worker: Worker, out: list[Effect]) -> None:
@@ -92,6 +101,8 @@ def spawn(state: State, worker: Worker, out: list[Effect]) -> None:
     worker.born_s = state.now_s
     state.live_workers += 1
     await_ready(state, worker)
+    if worker.child.max_age_s:
+        heappush(state.timers, (worker.born_s + worker.child.max_age_s, "age", worker.name))
     out.append(SpawnWorker(worker.name, worker.incarnation))
 
 
@@ -150,17 +161,24 @@ def worker_exited(state: State, fact: WorkerExited, out: list[Effect]) -> None:
             set_agent_state(state, state.agents[name], st.ABSENT)
         out.append(Noted("worker.survivors", {"worker": worker.name, "survivors": fact.survivors}))
         return
+    is_orderly = bool(worker.leaving) and (fact.exit_status == 0 or fact.signal == SIGTERM)
     worker.last_exit = worker.fault or describe_exit(fact)
-    if state.phase == st.RUNNING:
+    if state.phase == st.RUNNING and not is_orderly:
         state.counters.worker_deaths += 1
         out.append(
             Noted("worker.exited", {"worker": worker.name, "incarnation": worker.incarnation, "how": worker.last_exit})
         )
     reclaim(state, worker, worker.last_exit if state.phase == st.RUNNING else None, out)
-    if state.phase == st.RUNNING:
-        _restart(state, worker, fact.exit_status, out)
-    else:
+    if state.phase != st.RUNNING:
         worker.move("retired")
+    elif is_retiring(state, worker):
+        forget_worker(state, worker)
+        reckon_kinds_out(state, out)
+    elif is_orderly:
+        state.supervision.recycled += 1
+        spawn(state, worker, out)
+    else:
+        _restart(state, worker, fact.exit_status, out)
 
 
 def describe_exit(fact: WorkerExited) -> str:
@@ -175,6 +193,9 @@ def reclaim(state: State, worker: Worker, blame: str | None, out: list[Effect]) 
     worker.move("proven_dead")
     worker.ready_by_s = 0.0
     state.live_workers -= 1
+    if worker.is_team:
+        teams.lost(state, worker)
+        return
     for name in worker.agents:
         agent = state.agents[name]
         set_agent_state(state, agent, st.ABSENT)
@@ -182,14 +203,20 @@ def reclaim(state: State, worker: Worker, blame: str | None, out: list[Effect]) 
         state.held -= len(held)
         for place, number in enumerate(held):
             # What waited behind the running ones has not begun: an agent starts them in order, and results came before the death.
-            _free(state, state.tasks[number], blame if place < agent.slots else None, out)
+            task = state.tasks[number]
+            how = f"attempt {task.attempt} on {task.agent}: its worker {blame}"
+            free(state, task, how if blame is not None and place < agent.slots else None, out)
     locks.free_agents(state, worker.agents, out)
 
 
-def _free(state: State, task: Task, blame: str | None, out: list[Effect]) -> None:
+def free(state: State, task: Task, blame: str | None, out: list[Effect]) -> None:
+    """An attempt is over that left no result. `blame`: how it died, if it had begun; None: it had not, or nobody is to be blamed."""
+    if state.plan.upstream:
+        entrusted.freed(state, task, blame, out)
+        return
     if blame is not None:
         task.deaths += 1
-        task.note(f"attempt {task.attempt} on {task.agent}: its worker {blame}")
+        task.note(blame)
     if task.deaths >= state.plan.deaths_max and blame is not None:
         task.move("died_finally")
         finish_task(state, task, DEAD, out)
@@ -204,14 +231,14 @@ def _free(state: State, task: Task, blame: str | None, out: list[Effect]) -> Non
 
 def _restart(state: State, worker: Worker, exit_status: int | None, out: list[Effect]) -> None:
     if worker.restart == "never" or (worker.restart == "on_failure" and exit_status == 0):
-        _give_up(state, worker, "retired")
+        _give_up(state, worker, "retired", out)
         return
     child, now_s = worker.child, state.now_s
     worker.restarts_s = [at for at in worker.restarts_s if now_s - at < child.period_s]
     earlier = len(worker.restarts_s)
     if earlier >= child.restarts_max:
         out.append(Noted("worker.quarantined", {"worker": worker.name, "how": why_quarantined(worker)}))
-        _give_up(state, worker, "crash_looped")
+        _give_up(state, worker, "crash_looped", out)
         return
     worker.restarts_s = [*worker.restarts_s, now_s]
     worker.restarts += 1
@@ -255,20 +282,22 @@ def evidence_of(worker: Worker, now_s: float) -> list[str]:
     return []
 
 
-def _give_up(state: State, worker: Worker, cause: str) -> None:
+def _give_up(state: State, worker: Worker, cause: str, out: list[Effect]) -> None:
     worker.move(cause)
-    reckon_kinds_out(state)
+    reckon_kinds_out(state, out)
 
 
-def reckon_kinds_out(state: State) -> None:
+def reckon_kinds_out(state: State, out: list[Effect]) -> None:
     """Note the kinds none of whose workers will run again by itself."""
     usable = {
         state.agents[name].kind
         for other in state.workers.values()
-        if other.state in (*st.LIVE, st.PAUSED)
+        if other.state in (*st.LIVE, st.PAUSED) and not other.is_out
         for name in other.agents
     }
     state.kinds_out = [kind for kind in state.kinds if kind not in usable]
+    if state.kinds_out and state.plan.upstream:
+        entrusted.hand_back_waiting(state, out)
 
 
 HANDLERS: Handlers = {

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from heapq import heappop
 from typing import Any
 
-from muster.coordinator import attempts, ending, joining, lifecycle
+from muster.coordinator import attempts, ending, entrusted, joining, lifecycle
 from muster.coordinator.dispatch import dispatch, enqueue
 from muster.coordinator.events import AdmissionChanged, AnyFact, Effect, Handlers, ResultsRebased, TimePassed
 from muster.coordinator.locks import facts as locks
@@ -72,6 +72,7 @@ HANDLERS: Handlers = {
     **joining.HANDLERS,
     **ending.HANDLERS,
     **attempts.HANDLERS,
+    **entrusted.HANDLERS,
     **locks.HANDLERS,
     TimePassed: _time_passed,
     AdmissionChanged: _admission_changed,
