@@ -101,3 +101,10 @@ def speak(value: Any) -> Any:
 
 
 not_callable = 1
+
+
+def hold(value: Any) -> int:
+    held = b"x" * (int(value) * 1_000_000)
+    if held:
+        time.sleep(600)
+    return len(held)

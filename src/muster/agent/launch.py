@@ -15,7 +15,7 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 _posixsubprocess: Any
@@ -73,7 +73,8 @@ class Launcher:
         Raises:
             LaunchError: It could not be executed; no process is left. `errno` says why.
         """
-        if self._use_vfork is not None:
+        # A bound has to be set between fork and exec, and a vfork leaves no room there.
+        if self._use_vfork is not None and order.fds is None:
             try:
                 return self._fork_exec(order, self._use_vfork)
             except TypeError:  # the private function has another shape in this version; nothing was forked
@@ -82,14 +83,11 @@ class Launcher:
         return self._popen(order)
 
     def _fork_exec(self, order: Order, use_vfork: tuple[bool, ...]) -> int:
-        with _inherited_bound(order.fds):
-            pid: int = _posixsubprocess.fork_exec(
-                order.argv, (order.path,), False, (self._report,), order.cwd, order.env,
-                self._stdin, -1, -1, order.stdout, -1, order.stderr, self._errors, self._report,
-                True, True, -1, None, None, None, -1, None, *use_vfork,
-            )  # fmt: skip
-        if order.fds is not None:
-            _fix_bound(pid, order.fds)
+        pid: int = _posixsubprocess.fork_exec(
+            order.argv, (order.path,), False, (self._report,), order.cwd, order.env,
+            self._stdin, -1, -1, order.stdout, -1, order.stderr, self._errors, self._report,
+            True, True, -1, None, None, None, -1, None, *use_vfork,
+        )  # fmt: skip
         try:
             report = os.read(self._errors, 4096)
         except BlockingIOError:
@@ -103,14 +101,12 @@ class Launcher:
         try:
             process = subprocess.Popen(
                 order.argv, executable=order.path, env=env, cwd=order.cwd, stdin=self._stdin, stdout=order.stdout, stderr=order.stderr,
-                start_new_session=True, close_fds=True,
+                start_new_session=True, close_fds=True, preexec_fn=_bound(order.fds),  # noqa: PLW1509 -- it makes one system call
             )  # fmt: skip
         except OSError as error:
             failed = LaunchError(error.errno, error.strerror)
             failed.is_directory = order.cwd is not None and error.filename == order.cwd
             raise failed from None
-        if order.fds is not None:
-            _fix_bound(process.pid, order.fds)
         process.returncode = 0  # its exit is waited for elsewhere; an unset status would make Popen wait, too
         return process.pid
 
@@ -119,29 +115,15 @@ class Launcher:
             os.close(fd)
 
 
-@contextlib.contextmanager
-def _inherited_bound(fds: int | None) -> Iterator[None]:
-    """What is started within has at most `fds` descriptors. Only the soft bound of this process moves: it can be moved back."""
+def _bound(fds: int | None) -> Callable[[], None] | None:
+    """What the child does before it executes: give up all but `fds` descriptors, for good. Set from outside it would come too late for a
+    command that starts quickly.
+    """
     if fds is None:
-        yield
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (_within(fds, hard), hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-def _fix_bound(pid: int, fds: int) -> None:
-    """Take from a process the right to lift its bound again. Where a process cannot be bounded from outside (macOS), nothing happens."""
-    with contextlib.suppress(OSError, AttributeError):  # it has ended, or runs as somebody else
-        bound = _within(fds, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, (bound, bound))
-
-
-def _within(fds: int, hard: int) -> int:
-    return fds if hard == resource.RLIM_INFINITY else min(fds, hard)
+        return None
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    bound = fds if hard == resource.RLIM_INFINITY else min(fds, hard)
+    return lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (bound, bound))
 
 
 def _read_report(report: bytes) -> LaunchError:
