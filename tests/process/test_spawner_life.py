@@ -34,7 +34,13 @@ def test_a_fleet_ends_with_the_status_its_coordinator_gives(fleet: ToyFleet) -> 
     coordinator = fleet.coordinator()
     started = coordinator.spawn("w-1", do="wait")
     assert client.ping()["workers"] == [
-        {"worker": "w-1", "incarnation": 1, "pid": started.pid, "start_time": platform.start_time_of(started.pid)}
+        {
+            "worker": "w-1",
+            "incarnation": 1,
+            "pid": started.pid,
+            "start_time": platform.start_time_of(started.pid),
+            "owner": "coordinator",
+        }
     ]
     coordinator.finish(7)
     assert client.wait(10) == 7

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from muster.core.orders import WorkerExited
+from muster.core.names import COORDINATOR as ROOT
+from muster.core.orders import WorkerExited, WorkerList
 from muster.supervise.ledger import SURVIVORS_AFTER_S, Ledger
 
 
@@ -40,6 +41,17 @@ def test_a_worker_is_dying_from_its_death_to_the_proof(ledger: Ledger) -> None:
     assert not ledger.is_dying("a", 2)
     ledger.settle([], now=0.1)
     assert not ledger.is_dying("a", 1)
+
+
+def test_a_dead_worker_has_an_owner_until_its_exit_was_acknowledged(ledger: Ledger) -> None:
+    ledger.started("a", 1, 100, 7)
+    ledger.died(100, None, 9, now=0.0)
+    assert ledger.owner_of("a", 1) == ROOT
+    assert ledger.owner_of("a", 2) is None
+    ledger.settle([], now=0.1)
+    assert ledger.owner_of("a", 1) == ROOT
+    ledger.acknowledged("a", 1)
+    assert ledger.owner_of("a", 1) is None
 
 
 def test_a_stranger_is_no_worker(ledger: Ledger) -> None:
@@ -107,6 +119,109 @@ def test_a_number_used_again_is_not_excused_by_its_former_owner(ledger: Ledger) 
     ledger.died(200, None, 9, now=SURVIVORS_AFTER_S + 1)
     ledger.settle([666], now=SURVIVORS_AFTER_S + 1)  # 555 is gone …
     assert ledger.settle([555], now=SURVIVORS_AFTER_S + 2) == []  # … so this is another process
+
+
+# --------------------------------------------------------------------------- owners
+
+
+def _end(ledger: Ledger, pid: int) -> None:
+    ledger.died(pid, 0, None, now=0.0)
+    ledger.settle([], now=0.0)
+
+
+def _names(listing: WorkerList) -> tuple[set[str], set[str]]:
+    return {entry.worker for entry in listing.alive}, {entry.worker for entry in listing.exited}
+
+
+def test_each_home_is_listed_what_it_spawned_and_nothing_else(ledger: Ledger) -> None:
+    ledger.started("team-1", 1, 10, 7)
+    ledger.started("a", 1, 100, 7, "team-1")
+    ledger.started("b", 4, 200, 7, "team-1")
+    ledger.started("c", 1, 300, 7, "team-2")
+    _end(ledger, 200)
+    assert _names(ledger.listing(0)) == ({"team-1"}, set())
+    assert _names(ledger.listing(0, "team-1")) == ({"a"}, {"b"})
+    assert _names(ledger.listing(0, "team-2")) == ({"c"}, set())
+    ledger.acknowledged("b", 4)
+    assert ledger.listing(3, "team-1") == WorkerList(
+        alive=[ledger.alive[100]], exited=[], coordinator_restarts=3, owner="team-1", last={"a": 1, "b": 4}
+    )
+
+
+def test_a_listing_forgets_the_earlier_sayings_of_its_owner_only(ledger: Ledger) -> None:
+    ledger.started("a", 1, 100, 7, "team-1")
+    ledger.died(100, None, 9, now=0.0)
+    ledger.settle([555], now=SURVIVORS_AFTER_S)
+    ledger.settle([], now=SURVIVORS_AFTER_S + 1)
+    ledger.listing(1)  # the root asks; team-1 has still heard of the survivors
+    ledger.acknowledged("a", 1)
+    assert _names(ledger.listing(1, "team-1")) == (set(), {"a"})
+
+
+def test_an_heir_answers_for_the_living_the_dying_and_the_exits_of_a_home_given_up(ledger: Ledger) -> None:
+    for number, worker in enumerate(("living", "dying", "exited"), 1):
+        ledger.started(worker, 1, number, 7, "team-1")
+    _end(ledger, 3)
+    ledger.died(2, 0, None, now=0.0)
+    ledger.reown("team-1", ROOT)
+    ledger.reown("team-1", ROOT)  # asked again: nothing changes
+    assert {ledger.owner_of(worker, 1) for worker in ("living", "dying", "exited")} == {ROOT}
+    assert _names(ledger.listing(0, "team-1")) == ({"living", "dying"}, {"exited"})
+    assert _names(ledger.listing(0)) == (set(), set())
+
+
+def test_what_an_heir_inherited_goes_to_its_own_heir(ledger: Ledger) -> None:
+    ledger.started("a", 1, 100, 7, "team-1")
+    ledger.reown("team-1", "team-2")
+    ledger.reown("team-2", "team-3")
+    assert ledger.owner_of("a", 1) == "team-3"
+    ledger.reown("team-3", "team-1")  # in a circle: home again
+    assert ledger.owner_of("a", 1) == "team-1"
+
+
+def test_a_home_that_is_started_again_answers_for_its_workers_again(ledger: Ledger) -> None:
+    ledger.started("a", 1, 100, 7, "team-1")
+    ledger.reown("team-1", ROOT)
+    ledger.reown("team-1", "team-1")
+    assert ledger.owner_of("a", 1) == "team-1"
+
+
+def test_nobody_starts_a_worker_of_another_home(ledger: Ledger) -> None:
+    ledger.started("a", 1, 100, 7, "team-1")
+    assert not ledger.allows("team-2", "a", 2)
+    assert not ledger.allows(ROOT, "a", 2)
+    _end(ledger, 100)
+    ledger.acknowledged("a", 1)
+    assert not ledger.allows("team-2", "a", 2)
+    assert ledger.allows("team-1", "a", 2)
+    assert ledger.allows("team-2", "new", 1)
+
+
+def test_a_worker_of_a_home_given_up_is_started_by_anybody_once_it_is_proven_dead(ledger: Ledger) -> None:
+    ledger.started("a", 5, 100, 7, "team-1")
+    ledger.reown("team-1", ROOT)
+    assert not ledger.allows("team-2", "a", 6)
+    ledger.died(100, 0, None, now=0.0)
+    assert not ledger.allows("team-2", "a", 6)  # its tree may live
+    ledger.settle([], now=0.0)
+    assert not ledger.allows("team-2", "a", 5)
+    assert ledger.allows("team-2", "a", 6)
+    ledger.started("a", 6, 101, 7, "team-2")
+    assert ledger.owner_of("a", 6) == "team-2"
+    assert ledger.owner_of("a", 5) == ROOT, "the exit of the earlier life is still to be acknowledged by the heir"
+    assert not ledger.allows("team-3", "a", 7)
+    assert _names(ledger.listing(0, "team-1")) == (set(), {"a"})
+    assert ledger.listing(0, "team-1").last == {}
+    assert ledger.listing(0, "team-2").last == {"a": 6}
+
+
+def test_no_incarnation_is_allowed_twice(ledger: Ledger) -> None:
+    ledger.started("a", 2, 100, 7)
+    _end(ledger, 100)
+    ledger.acknowledged("a", 2)
+    assert [number for number in range(1, 5) if ledger.allows(ROOT, "a", number)] == [3, 4]
+    ledger.not_started("a", 3, 71)
+    assert [number for number in range(1, 5) if ledger.allows(ROOT, "a", number)] == [4]
 
 
 @given(

@@ -87,6 +87,14 @@ def leave(status: int) -> NoReturn:
     os._exit(status & 0xFF)
 
 
+def send_signal(pid: int, number: int) -> None:
+    """Send a signal to a child that has not been reaped: its pid cannot be anybody else's."""
+    try:
+        os.kill(pid, number)
+    except (OSError, ValueError) as error:
+        complain(f"cannot send signal {number} to process {pid}: {error}")
+
+
 def complain(sentence: str) -> None:
     """One line for a person; a closed stderr is nobody's problem."""
     with contextlib.suppress(OSError):

@@ -1,9 +1,12 @@
-"""Who lives, who died, and which deaths the coordinator has not yet written down. Bookkeeping only: no system call, no
-clock.
+"""Who lives, who died, whose they are, and which deaths their owner has not yet written down. Bookkeeping only: no system
+call, no clock.
 
 A worker's life: `started` → `died` (reaped; its tree may still live: a *grave*) → `settled` (tree proven gone, exit
 reported) → `acknowledged` (forgotten). An exit is kept until acknowledged, however many coordinators come and go
 meanwhile.
+
+A worker belongs to the coordinator that spawned it, its *home*; once the home is given up, to the home's heir, until
+somebody spawns it again. To its owner, the coordinator of a team is a worker like any other.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from muster.core.names import COORDINATOR
 from muster.core.orders import WorkerExited, WorkerList, WorkerStarted
 
 #: Processes that resist SIGKILL for this long (uninterruptible sleep) are reported as survivors.
@@ -41,13 +45,39 @@ class Ledger:
     _graves: list[_Grave] = field(default_factory=list)
     #: Said twice, and the first saying not yet acknowledged: the next acknowledgement is for that one.
     _said_again: set[Key] = field(default_factory=set)
+    #: Who spawned it, of everything that is not forgotten.
+    _homes: dict[Key, str] = field(default_factory=dict)
+    #: The last incarnation that was ordered of each worker, and by whom.
+    _last: dict[str, tuple[int, str]] = field(default_factory=dict)
+    #: Homes that were given up, and who answers for their workers; an heir is never given up itself.
+    _heirs: dict[str, str] = field(default_factory=dict)
 
-    def started(self, worker: str, incarnation: int, pid: int, start_time: int) -> WorkerStarted:
-        """A worker was forked."""
+    def allows(self, owner: str, worker: str, incarnation: int) -> bool:
+        """Whether `owner` may start this incarnation: a new one, of a worker that is its own or that is left to whoever
+        wants it.
+        """
+        last, home = self._last.get(worker, (0, owner))
+        if incarnation <= last:
+            return False
+        return home == owner or (home in self._heirs and not self._has_living(worker))
+
+    def _has_living(self, worker: str) -> bool:
+        dying = (grave.exit.worker for grave in self._graves)
+        return any(entry.worker == worker for entry in self.alive.values()) or worker in dying
+
+    def started(
+        self, worker: str, incarnation: int, pid: int, start_time: int, owner: str = COORDINATOR
+    ) -> WorkerStarted:
+        """A worker was forked for `owner`."""
         entry = WorkerStarted(worker=worker, incarnation=incarnation, pid=pid, start_time=start_time)
         self.alive[pid] = entry
         self._pids[worker, incarnation] = pid
+        self._note_order(worker, incarnation, owner)
         return entry
+
+    def _note_order(self, worker: str, incarnation: int, owner: str) -> None:
+        self._homes[worker, incarnation] = owner
+        self._last[worker] = incarnation, owner
 
     def find(self, worker: str, incarnation: int) -> WorkerStarted | None:
         """The living worker of that name and incarnation."""
@@ -55,14 +85,27 @@ class Ledger:
         return None if pid is None else self.alive[pid]
 
     def is_dying(self, worker: str, incarnation: int) -> bool:
-        """Whether that worker is dead and its exit still to be told."""
-        key = worker, incarnation
-        return any((grave.exit.worker, grave.exit.incarnation) == key for grave in self._graves)
+        """Whether that worker is dead and its tree not proven gone."""
+        return any((grave.exit.worker, grave.exit.incarnation) == (worker, incarnation) for grave in self._graves)
 
-    def not_started(self, worker: str, incarnation: int, exit_status: int) -> WorkerExited:
+    def owner_of(self, worker: str, incarnation: int) -> str | None:
+        """Who is told of its exit and may signal it; None for one that never was or is forgotten."""
+        home = self._homes.get((worker, incarnation))
+        return None if home is None else self._heirs.get(home, home)
+
+    def reown(self, source: str, target: str) -> None:
+        """`source` is given up: `target` answers for what it spawned, and for what it had inherited. `target` itself is
+        given up no more.
+        """
+        self._heirs = {home: target if heir == source else heir for home, heir in self._heirs.items()}
+        self._heirs[source] = target
+        self._heirs.pop(target, None)
+
+    def not_started(self, worker: str, incarnation: int, exit_status: int, owner: str = COORDINATOR) -> WorkerExited:
         """A worker that could not be forked: an exit with pid 0, kept like every other."""
         entry = WorkerExited(worker=worker, incarnation=incarnation, pid=0, exit_status=exit_status, signal=None)
         self.exits[worker, incarnation] = entry
+        self._note_order(worker, incarnation, owner)
         return entry
 
     def died(self, pid: int, exit_status: int | None, signal: int | None, now: float) -> bool:
@@ -116,15 +159,21 @@ class Ledger:
         return entry
 
     def acknowledged(self, worker: str, incarnation: int) -> None:
-        """The coordinator has the exit in its log."""
-        if (worker, incarnation) in self._said_again:
-            self._said_again.discard((worker, incarnation))
-        else:
-            self.exits.pop((worker, incarnation), None)
+        """The owner has the exit in its log."""
+        key = worker, incarnation
+        if key in self._said_again:
+            self._said_again.discard(key)
+            return
+        self.exits.pop(key, None)
+        if not self.is_dying(*key):  # else survivors were reported: their end is still to be told
+            self._homes.pop(key, None)
 
-    def listing(self, coordinator_restarts: int) -> WorkerList:
-        """Everything alive, and every exit that was not acknowledged. The asker knows no earlier sayings."""
-        self._said_again.clear()
+    def listing(self, coordinator_restarts: int, home: str = COORDINATOR) -> WorkerList:
+        """Of what `home` spawned everything alive, and every exit that was not acknowledged. The asker knows no earlier
+        sayings.
+        """
+        ours = {key for key, spawner in self._homes.items() if spawner == home}
+        self._said_again -= ours
         # A dead worker whose tree is not proven gone still counts as alive: else its tasks would be given to somebody else.
         unproven = [
             WorkerStarted(
@@ -134,7 +183,9 @@ class Ledger:
             if (grave.exit.worker, grave.exit.incarnation) not in self.exits
         ]
         return WorkerList(
-            alive=[*self.alive.values(), *unproven],
-            exited=list(self.exits.values()),
+            alive=[entry for entry in (*self.alive.values(), *unproven) if (entry.worker, entry.incarnation) in ours],
+            exited=[exit_ for key, exit_ in self.exits.items() if key in ours],
             coordinator_restarts=coordinator_restarts,
+            owner=home,
+            last={worker: last for worker, (last, orderer) in self._last.items() if orderer == home},
         )

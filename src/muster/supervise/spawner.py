@@ -174,7 +174,7 @@ def _live(store: Path, entries: Entries, starter: socket.socket, foreground: boo
 
     spawner = Spawner(store, spec, entries)
     spawner.server.adopt(starter, holds=foreground)
-    _say(starter, {"ok": True, "pid": spawner.pid})
+    _say(starter, {"ok": True, "pid": spawner.family.pid})
     status = _run(spawner)
     ending = spawner.ending
     _tidy_up(spawner, held, ending)
@@ -218,7 +218,7 @@ def _replace_streams(store: Path, foreground: bool) -> None:
 def _tidy_up(spawner: Spawner, held: lock.SpawnerLock, ending: Ending | None) -> None:
     """Nothing of the fleet lives: leave the store as its description wants it, and let the next spawner in."""
     if ending is None or not ending.survivors:
-        spawner.record.close()
+        spawner.family.record.close()
     spawner.server.close()
     # Only an orderly end removes the store: after a kill it holds what the next start needs.
     if spawner.finished is not None and spawner.spec.ephemeral and ending is not None and not ending.survivors:
