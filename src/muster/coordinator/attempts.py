@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from heapq import heappush
 
-from muster.coordinator import ending, entrusted, lifecycle
+from muster.coordinator import ending, entrusted, lifecycle, recycling
 from muster.coordinator import state as st
 from muster.coordinator.dispatch import enqueue, release
 from muster.coordinator.events import (
@@ -80,6 +80,7 @@ def _task_ended(state: State, fact: TaskEnded, out: list[Effect]) -> None:
         return
     agent = state.agents[fact.agent]
     release(state, agent, task.number)
+    recycling.count_attempt(state, agent)
     if fact.outcome == "died":  # a team says so of its agent
         lifecycle.free(state, task, fact.detail, out)
         return

@@ -6,6 +6,8 @@ instead of a worker that is silently lost. What `status` shows besides (busy, wa
 
 from __future__ import annotations
 
+import msgspec
+
 #: States of a worker. `dying`: reaped, but some of its process tree lives. `waiting`: for its next start. `gone`: not to be started again.
 ABSENT, STARTING, ALIVE, DYING, PAUSED, GONE, QUARANTINED = (
     "absent",
@@ -54,3 +56,41 @@ AGENT_TRANSITIONS: dict[tuple[str, str], str] = {
 }
 #: Moves of an agent without their causes; staying is none.
 AGENT_MOVES = frozenset((old, new) for (old, _), new in AGENT_TRANSITIONS.items())
+
+
+class Wish(msgspec.Struct, array_like=True, frozen=True):
+    """That a worker be replaced: why, and how long its agents may go on with what they do (None: as long as it takes)."""
+
+    reason: str
+    grace_s: float | None = None
+
+
+class Past(msgspec.Struct, array_like=True, frozen=True):
+    """Two counts of what the fleet has no more: a worker's incarnations and restarts, an agent's tasks done and failed."""
+
+    first: int
+    second: int
+
+
+class HookRun(msgspec.Struct, array_like=True, frozen=True):
+    """How a hook ended last."""
+
+    at_s: float
+    outcome: str
+    detail: str = ""
+    runs: int = 1
+
+
+class Supervision(msgspec.Struct, array_like=True):
+    """What is known of workers beyond their own lives."""
+
+    #: Worker -> why it is to be replaced, in the order in which they were asked for.
+    waiting: dict[str, Wish] = {}
+    #: Workers that are drained, or started anew and not ready yet.
+    away: list[str] = []
+    recycled: int = 0
+    past_workers: dict[str, Past] = {}
+    past_agents: dict[str, Past] = {}
+    #: Kind -> how many agents the operator wants of it, where that is not what the fleet began with.
+    scaled: dict[str, int] = {}
+    hooks: dict[str, HookRun] = {}

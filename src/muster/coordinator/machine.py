@@ -15,7 +15,7 @@ from collections.abc import Callable
 from heapq import heappop
 from typing import Any
 
-from muster.coordinator import attempts, ending, entrusted, joining, lifecycle
+from muster.coordinator import attempts, ending, entrusted, joining, lifecycle, recycling
 from muster.coordinator.dispatch import dispatch, enqueue
 from muster.coordinator.events import AdmissionChanged, AnyFact, Effect, Handlers, ResultsRebased, TimePassed
 from muster.coordinator.locks import facts as locks
@@ -36,11 +36,13 @@ TIMERS: dict[str, Callable[[State, Any, list[Effect]], None]] = {
     "worker": lifecycle.restart_due,
     "kill": ending.kill_due,
     "ready": lifecycle.ready_due,
+    "age": recycling.age_due,
     locks.TIMER: locks.due,
 }
 #: Timers that may have lost their reason long before they are due, and whether they have: nobody is woken for them.
 STALE: dict[str, Callable[[State, float, Any], bool]] = {
     "ready": lifecycle.is_ready_timer_stale,
+    "age": recycling.is_age_timer_stale,
     locks.TIMER: locks.is_timer_stale,
 }
 
@@ -74,6 +76,7 @@ HANDLERS: Handlers = {
     **attempts.HANDLERS,
     **entrusted.HANDLERS,
     **locks.HANDLERS,
+    **recycling.HANDLERS,
     TimePassed: _time_passed,
     AdmissionChanged: _admission_changed,
     ResultsRebased: _results_rebased,
@@ -92,6 +95,7 @@ class Machine:
         state.now_s = max(state.now_s, fact.at_s)
         out: list[Effect] = []
         HANDLERS[type(fact)](state, fact, out)
+        recycling.advance(state, out)
         dispatch(state, out)
         ending.check_end(state, out)
         if state.timers:
