@@ -20,7 +20,7 @@ from muster.core.names import agent_id, fleet_name
 from muster.core.settings import BusSettings
 from muster.core.spec import AgentSpec, FleetSpec, RetrySpec, identities
 from muster.errors import ConfigError, InvalidNameError
-from muster.fleet.bounds import bounds_of
+from muster.fleet.bounds import bounded, bounds_of
 from muster.fleet.children import child_of
 from muster.fleet.division import check_teams, teams_spec
 from muster.fleet.durations import parse_duration
@@ -86,7 +86,12 @@ class FleetConfig:
             name=self.name,
             store_id=store_id,
             agents=tuple(
-                _agent_spec(name, agent, self.path, PROFILES[table.profile].max_age)
+                bounded(
+                    _agent_spec(name, agent, self.path, PROFILES[table.profile].max_age),
+                    table.agents_per_worker,
+                    PROFILES[table.profile].memory_bytes,
+                    f"{self.path}: [agents.{name}]",
+                )
                 for name, agent in self.agents.items()
             ),
             agents_per_worker=table.agents_per_worker,
