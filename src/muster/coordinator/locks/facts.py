@@ -23,6 +23,7 @@ from muster.coordinator.events import (
     Post,
     WatchHolder,
 )
+from muster.coordinator.lives import LIVE
 from muster.coordinator.locks.table import Lock
 from muster.core.protocol import Done
 from muster.errors import LockDeadlockError, LockError, LockHeldError, LockLostError, LockTimeoutError
@@ -64,6 +65,12 @@ def free_agents(state: State, agents: Iterable[str], out: list[Effect]) -> None:
     """These agents are proven dead, with everything below them: nothing is held or waited for in their names."""
     gone = frozenset(agents)
     _free_all(state, [lock for lock in state.locks.locks.values() if lock.agent in gone], out)
+
+
+def is_watched(state: State, lock: Lock) -> bool:
+    """Whether the death of the process that it names frees a lock; of workers the spawner tells."""
+    agent = state.agents.get(lock.agent)
+    return bool(lock.pid) and (agent is None or state.workers[agent.worker].state not in LIVE)
 
 
 def begin_again(state: State, out: list[Effect]) -> None:
@@ -129,7 +136,7 @@ def _asked(state: State, fact: LockAsked, out: list[Effect]) -> None:
     elif lock.wait_s is not None:
         lock.due_s = state.now_s + lock.wait_s
         _arm(state, lock)
-    if lock.pid and lock.agent not in state.agents:  # of the fleet's own agents the spawner tells
+    if is_watched(state, lock):
         out.append(WatchHolder(lock.pid, lock.start_time, lock.namespace))
 
 
@@ -165,9 +172,8 @@ def _released(state: State, fact: LockReleased, out: list[Effect]) -> None:
 
 def _holders_gone(state: State, fact: HoldersGone, out: list[Effect]) -> None:
     gone = frozenset(fact.processes)
-    locks = state.locks.locks.values()
     _free_all(
-        state, [lock for lock in locks if (lock.pid, lock.start_time) in gone and lock.agent not in state.agents], out
+        state, [lock for lock in state.locks.locks.values() if lock.pid and (lock.pid, lock.start_time) in gone], out
     )
 
 
