@@ -31,6 +31,7 @@ VERBS: dict[str, str] = {
     "fsck": "Check a fleet's store, and repair it.",
     "retire": "Take an agent off the roster, and keep what waits for it.",
     "doctor": "Check this machine, and find what crashed fleets left behind.",
+    "restart": "Start workers anew, few at a time, without losing work.",
     "version": "Print the version.",
 }
 

@@ -1,4 +1,4 @@
-"""Replacing workers that live: after so many attempts, at an age, above a size, or because the operator wants it. Pure, like all of the machine.
+"""Replacing workers that live: after so many attempts, at an age, above a size, or because the operator wants it. Pure.
 
 A worker that is replaced is drained: its agents finish what they work on, hand back what has not begun, and end; then its next incarnation
 is started. Of each kind at most a tenth of the workers is away for that at a time, and at least one; a worker is away until its successor

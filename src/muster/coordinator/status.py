@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from muster.coordinator import state as st
 from muster.coordinator.lifecycle import evidence_of
+from muster.coordinator.supervising import supervision_of
 from muster.coordinator.tasks import DELAYED
 from muster.core.protocol import AgentStatus, FleetStatus
 from muster.health.monitor import Expected
@@ -105,6 +106,7 @@ class StatusTeller:
             },
             latency_ms={"task": latency_ms(state), "message_rtt": rtt_ms},
             agents=[self._agent(agent) for agent in state.agents.values()] if with_agents else [],
+            supervision=supervision_of(state),
         )
 
     def _agent(self, agent: Agent) -> AgentStatus:

@@ -201,6 +201,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     stderr_file: str | None = None
     started_unix_s: float = 0.0
     duration_s: float = 0.0
+    agent: str = ""  # said by a team: which of its agents worked on it
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True):
@@ -237,6 +238,13 @@ class MetricsSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     counters: dict[str, float] = {}
     gauges: dict[str, float] = {}
     histograms: dict[str, tuple[int, float, dict[str, int]]] = {}
+
+
+class TeamNoted(msgspec.Struct, frozen=True, kw_only=True):
+    """`team.noted`, team -> root: something a person may want to read about, for the event log."""
+
+    event: str
+    facts: dict[str, Any] = {}
 
 
 class Ping(msgspec.Struct, frozen=True, kw_only=True):
@@ -284,6 +292,8 @@ class FleetStatus(msgspec.Struct, frozen=True, kw_only=True):
     counters: dict[str, float]
     latency_ms: dict[str, dict[str, float]]
     agents: list[AgentStatus] = []
+    #: Workers that are replaced, wait for it, or are set aside; counts that the operator changed; how hooks ended.
+    supervision: dict[str, Any] = {}
 
 
 # --------------------------------------------------------------------------- bus: anybody -> coordinator: locks
@@ -325,6 +335,20 @@ class LockListAsk(msgspec.Struct, frozen=True, kw_only=True):
     """`lock.list`, anybody -> coordinator: what is held and waited for, as `Done.facts["locks"]`."""
 
 
+# --------------------------------------------------------------------------- bus: workers, replaced and counted
+
+
+class Restart(msgspec.Struct, frozen=True, kw_only=True):
+    """`fleet.restart`, operator -> coordinator: have workers drained and started anew, a tenth of a kind at a time. Quarantine is lifted.
+
+    `names`: kinds, agents or workers; none: all that are not gone for good. `grace_s`: time for what their agents do; None: as long as it
+    takes. `Done` names the `workers`; it comes when this is decided, not when it has happened.
+    """
+
+    names: list[str] = []
+    grace_s: float | None = None
+
+
 #: Message type -> struct of its body. The type of a message decides how its body is read.
 TYPES: dict[str, type[msgspec.Struct]] = {
     "task.submit": Submit,
@@ -344,6 +368,7 @@ TYPES: dict[str, type[msgspec.Struct]] = {
     "agent.drained": Drained,
     "health.changed": HealthChanged,
     "metrics.snapshot": MetricsSnapshot,
+    "team.noted": TeamNoted,
     "agent.ping": Ping,
     "agent.pong": Pong,
     "fleet.status.reply": FleetStatus,
@@ -352,5 +377,6 @@ TYPES: dict[str, type[msgspec.Struct]] = {
     "lock.release": LockRelease,
     "lock.list": LockListAsk,
     "fleet.done": Done,
+    "fleet.restart": Restart,
 }
 TYPE_OF: dict[type[msgspec.Struct], str] = {struct: name for name, struct in TYPES.items()}
