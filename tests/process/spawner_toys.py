@@ -6,6 +6,7 @@ protocol from its own lines, while the process that dies, is restarted and is si
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import json
 import os
@@ -51,7 +52,7 @@ def coordinator_entry(store: Path, control_fd: int, name: str) -> int:
     with socket.socket(socket.AF_UNIX) as door:
         with platform.short_path(store, DOOR) as address:
             door.connect(address)
-        socket.send_fds(door, [str(os.getpid()).encode()], [control_fd])
+        socket.send_fds(door, [f"{os.getpid()} {name}".encode()], [control_fd])
         said = door.recv(16)
         return int(said) if said else 0
 
@@ -195,11 +196,13 @@ class Coordinator:
     def __init__(self, door: socket.socket, timeout_s: float) -> None:
         door.settimeout(timeout_s)
         self._connection, _ = door.accept()
-        text, fds, _, _ = socket.recv_fds(self._connection, 16, 1)
-        self.pid = int(text)
+        text, fds, _, _ = socket.recv_fds(self._connection, 100, 1)
+        pid, self.name = text.decode().split()
+        self.pid = int(pid)
         self.control = socket.socket(fileno=fds[0])
         self.control.settimeout(10)
         self._passed_over: list[Any] = []
+        self._exits_heard: set[str] = set()
 
     def send(self, message: ToSpawner, *fds: int) -> None:
         socket.send_fds(self.control, [msgspec.msgpack.encode(message)], list(fds))
@@ -209,7 +212,10 @@ class Coordinator:
 
     def receive(self, timeout_s: float = 10.0) -> Any:
         self.control.settimeout(timeout_s)
-        return msgspec.msgpack.decode(self.control.recv(1 << 20), type=ToCoordinator)
+        message = msgspec.msgpack.decode(self.control.recv(1 << 20), type=ToCoordinator)
+        if isinstance(message, WorkerExited):
+            self._exits_heard.add(message.worker)
+        return message
 
     def expect(self, kind: type[Message], timeout_s: float = 10.0, **fields: Any) -> Message:
         """The next message of that kind with these fields; others are kept for later."""
@@ -241,9 +247,16 @@ class Coordinator:
         finally:
             os.close(memfd)
 
+    def order_team(self, name: str, incarnation: int = 1) -> None:
+        self.send(SpawnWorker(worker=name, incarnation=incarnation, is_coordinator=True))
+
     def list(self) -> WorkerList:
         self.send(ListWorkers())
         return self.expect(WorkerList)
+
+    def heard(self) -> builtins.list[str]:
+        """The workers whose exits were told and received so far."""
+        return sorted(self._exits_heard)
 
     def exited(self, worker: str, timeout_s: float = 10.0, **fields: Any) -> WorkerExited:
         return self.expect(WorkerExited, timeout_s, worker=worker, **fields)
@@ -294,6 +307,14 @@ class ToyFleet:
         """The next coordinator that is started."""
         self._coordinators.append(Coordinator(self.door, timeout_s))
         return self._coordinators[-1]
+
+    def team(self, root: Coordinator, name: str, incarnation: int = 1) -> Coordinator:
+        """Let `root` start the coordinator of a team."""
+        root.order_team(name, incarnation)
+        team = self.coordinator()
+        assert team.name == name
+        assert team.pid == root.expect(WorkerStarted, worker=name, incarnation=incarnation).pid
+        return team
 
     def no_coordinator_within(self, timeout_s: float) -> bool:
         return not select.select([self.door], [], [], timeout_s)[0]
