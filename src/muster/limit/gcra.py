@@ -79,7 +79,7 @@ class Gcra:
 
     def forget_before(self, take: int) -> None:
         """Nothing of the takes before this one will be given back."""
-        if len(self._dips) > 64:
+        if len(self._dips) > 8:
             del self._dips[: bisect_right(self._dips, take, key=lambda dip: dip[0])]
 
     def empty(self, now_ns: int) -> None:
