@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from muster.core.names import COORDINATOR
 from muster.core.protocol import Assign, Result
 
 if TYPE_CHECKING:
@@ -31,6 +32,12 @@ class AgentSetting:
     loop: asyncio.AbstractEventLoop
     #: Address of the owner socket, valid before the socket exists.
     socket: str
+    #: Whom the agent reports to.
+    coordinator: str = COORDINATOR
+    #: Takes in keys of edges that came after this incarnation's birth.
+    learn: Callable[[Mapping[str, bytes]], None] = lambda _edges: None
+    #: Called first by each thread that works for the agent.
+    enter_thread: Callable[[], None] = lambda: None
 
 
 @dataclass(slots=True)

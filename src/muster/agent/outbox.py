@@ -26,9 +26,16 @@ _RETRY_MAX_S = 2.0
 class Outbox:
     """The ordered way to the coordinator of one agent."""
 
-    def __init__(self, bus: Bus, loop: asyncio.AbstractEventLoop, *, emptied: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        loop: asyncio.AbstractEventLoop,
+        coordinator: str = COORDINATOR,
+        *,
+        emptied: Callable[[], None],
+    ) -> None:
         """`emptied` is called when the last message that had to wait has been stored."""
-        self._bus = bus
+        self._bus, self._coordinator = bus, coordinator
         self._loop = loop
         self._emptied = emptied
         self._waiting: deque[msgspec.Struct] = deque()
@@ -58,7 +65,7 @@ class Outbox:
 
     def _try(self, struct: msgspec.Struct) -> bool:
         try:
-            self._bus.post_struct(COORDINATOR, struct)
+            self._bus.post_struct(self._coordinator, struct)
         except (
             InboxFullError,
             OutboxFullError,

@@ -2,8 +2,8 @@
 
 Who knows what: the coordinator owns the truth about tasks. An assignment is acked as soon as it is noted here, in memory; if this process
 dies, the coordinator sees the death and gives the task to somebody else. Assignments of another incarnation are refused, because their
-task has already been given away; attempts that are held or finished are ignored. Verbs are believed from the coordinator alone: the
-bus has verified who holds the key, a name in a body counts for nothing.
+task has already been given away; attempts that are held or finished are ignored. Verbs are believed from its own coordinator and from the
+root alone: the bus has verified who holds the key, a name in a body counts for nothing.
 
 Everything happens in callbacks on one event loop; there is no task, no polling and no timer while the agent is idle.
 """
@@ -20,7 +20,7 @@ from muster.agent.outbox import Outbox
 from muster.agent.status import boottime_ms
 from muster.core import limits
 from muster.core.names import COORDINATOR
-from muster.core.protocol import Assign, Cancel, Drain, Drained, Ping, Pong, Ready, Refused, Result, RollCall
+from muster.core.protocol import Assign, Cancel, Drain, Drained, Edges, Ping, Pong, Ready, Refused, Result, RollCall
 from muster.errors import BodyEncodingError, BusError, MusterError
 from muster.supervise.tree import start_time_of
 
@@ -56,7 +56,9 @@ class Runner:
         self.page = page
         self.registry = registry
         self.mailbox = Mailbox(self._demand)
-        self.outbox = Outbox(bus, setting.loop, emptied=self._advance)
+        #: Whose verbs are believed: its own coordinator's, and the root's.
+        self._coordinators = tuple(dict.fromkeys((setting.coordinator, COORDINATOR)))
+        self.outbox = Outbox(bus, setting.loop, setting.coordinator, emptied=self._advance)
         self.running: dict[tuple[int, int], Attempt] = {}
         self.done = 0
         self.failed = 0
@@ -80,6 +82,7 @@ class Runner:
             "agent.roll_call": (RollCall, self._roll_call),
             "agent.drain": (Drain, self._drain),
             "agent.ping": (Ping, self._ping),
+            "agent.edges": (Edges, self._edges),
         }
 
     # ------------------------------------------------------------------ life
@@ -99,9 +102,9 @@ class Runner:
             self.page.state("draining")
             while self._queue:
                 self._refuse(self._queue.popleft(), "drain")
-            self._deadline = self.setting.loop.call_later(
-                order.deadline_s, self._stop_all, self.setting.kind.kill_grace_s
-            )
+        if self._deadline is not None:  # the newest order counts: the fleet's end does not wait for a rolling restart
+            self._deadline.cancel()
+        self._deadline = self.setting.loop.call_later(order.deadline_s, self._stop_all, self.setting.kind.kill_grace_s)
         if order.now:
             self._stop_all(min(self.setting.kind.kill_grace_s, order.deadline_s, limits.KILL_GRACE_NOW_S))
         self._advance()
@@ -134,7 +137,7 @@ class Runner:
     def _demand(self, wanted: bool) -> None:
         if self._is_closed:
             return
-        self.bus.listen_to(None if wanted else (COORDINATOR,))
+        self.bus.listen_to(None if wanted else self._coordinators)
         if wanted:
             self.pump()
 
@@ -155,7 +158,7 @@ class Runner:
         if known is None and not delivery.type.startswith(VERBS):
             self.mailbox.offer(delivery)
             return
-        if delivery.sender != COORDINATOR:
+        if delivery.sender not in self._coordinators:
             self._refuse_delivery(delivery, f"{delivery.type} is believed from the coordinator alone")
             return
         if known is None:
@@ -226,6 +229,9 @@ class Runner:
             delivery.reply(Pong(sent_ns=ping.sent_ns), type="agent.pong")
         except BusError:  # no room for the answer: the asker's timeout tells
             self.registry.count("muster_pings_unanswered_total")
+
+    def _edges(self, edges: Edges, _delivery: Delivery) -> None:
+        self.setting.learn(edges.keys)
 
     # ------------------------------------------------------------------ working
 
@@ -341,7 +347,7 @@ class Runner:
         if self.outbox or self.bus.closed:
             return False
         try:
-            self.bus.post_struct(COORDINATOR, snapshot)
+            self.bus.post_struct(self.setting.coordinator, snapshot)
         except MusterError:
             return False
         return True

@@ -15,6 +15,7 @@ import contextlib
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ from muster.agent.command import CommandExecutor, identity
 from muster.agent.exits import Exits
 from muster.agent.handler import HandlerExecutor
 from muster.agent.launch import Launcher, mark_close_on_exec
+from muster.agent.log import AgentLog, Streams, redirect
 from muster.agent.pulse import Pulse
 from muster.agent.remains import Remains
 from muster.agent.runner import Runner
@@ -43,6 +45,8 @@ from muster.supervise.platform import allow_descriptors
 from muster.supervise.tree import set_subreaper, start_time_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from muster.agent.attempt import Executor
     from muster.core.orders import AgentGrant
     from muster.core.spec import AgentSpec
@@ -55,7 +59,6 @@ EXIT_ORPHANED = 75
 EXIT_REPLACE = 76
 #: How long an identity may still be held by an earlier incarnation that is being cleared away.
 _IDENTITY_WAIT_S = 2.0
-_LOG_BYTES_MAX = 1 << 20
 #: Descriptors of one agent: locks, bells, lanes from and to the coordinator and a few others, and its tasks' pipes.
 _FDS_PER_AGENT = 24
 # Built at import, which the fork server does once for all workers: reading the types' annotations costs each of them 8 ms otherwise.
@@ -132,7 +135,8 @@ class Worker:
         self._launcher = Launcher()
         self._exits = Exits(self._loop)
         self._memory = MemoryWatch(self._loop)
-        self._redirect()
+        self._log = redirect(self._folder(self._grant.agents[0].agent))
+        self._streams: Streams | None = None
         try:
             for agent in self._grant.agents:
                 kind = kind_of(self._fleet, agent.agent)
@@ -142,16 +146,19 @@ class Worker:
             for hosted in self._hosted:
                 hosted.runner.on_activity = self._pulse.activity
                 hosted.runner.begin()
+            self._pulse.on_beat = self._log.look
             self._pulse.start()
             return await self._ended
         finally:
             await self._close()
 
     async def _host(self, grant: AgentGrant, kind: AgentSpec) -> Hosted:
-        bus = await Bus.open(self._store, grant.agent, Keyring.from_grant(grant), wait_s=_IDENTITY_WAIT_S)
+        keyring = Keyring.from_grant(grant)
+        bus = await Bus.open(self._store, grant.agent, keyring, wait_s=_IDENTITY_WAIT_S)
         setting = AgentSetting(
             agent=grant.agent, kind=kind, fleet=self._fleet, store=self._store, incarnation=self._grant.incarnation,
-            loop=self._loop, socket=str(socket_path(self._store, grant.agent)),
+            loop=self._loop, socket=str(socket_path(self._store, grant.agent)), coordinator=self._grant.coordinator,
+            enter_thread=self._prints_of(grant.agent), learn=keyring.learn,
         )  # fmt: skip
         page = StatusWriter(self._store / "agents" / grant.agent / "status")
         page.begin(
@@ -185,6 +192,18 @@ class Worker:
             setting, self._remains, self._memory, give_up=lambda: self._give_up(setting), captures=captures
         )
 
+    def _folder(self, agent: str) -> Path:
+        return self._store / "agents" / agent
+
+    def _prints_of(self, agent: str) -> Callable[[], None]:
+        """What a thread that works for `agent` does first, so that what it prints goes to that agent's log."""
+        if self._is_alone:
+            return _nothing
+        if self._streams is None:
+            sys.stdout = sys.stderr = self._streams = Streams(self._log)
+        log = self._log if agent == self._grant.agents[0].agent else AgentLog(self._folder(agent))
+        return partial(self._streams.work_for, log)
+
     def _open_socket(self, socket: OwnerSocket) -> None:
         try:
             socket.open()
@@ -192,25 +211,6 @@ class Worker:
             print(f"muster: {error.message}", file=sys.stderr, flush=True)
 
     # ------------------------------------------------------------------ surroundings
-
-    def _redirect(self) -> None:
-        """This process's own stdin, stdout and stderr: nothing, and a log of the worker's own, bounded."""
-        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        os.dup2(null, 0)
-        path = self._store / "agents" / self._grant.agents[0].agent / "log" if self._grant.agents else None
-        log = null
-        if path is not None:
-            with contextlib.suppress(OSError):
-                if os.path.lexists(path) and os.lstat(path).st_size > _LOG_BYTES_MAX:
-                    os.replace(path, path.with_name("log.1"))
-                log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        for fd in (1, 2):
-            os.dup2(log, fd)
-        for fd in {null, log}:
-            if fd > 2:
-                os.close(fd)
-        sys.stdout = open(1, "w", buffering=1, closefd=False, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115 -- lives as long as we do
-        sys.stderr = open(2, "w", buffering=1, closefd=False, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
 
     def _watch_for_the_end(self) -> None:
         os.set_blocking(self._lifeline, False)

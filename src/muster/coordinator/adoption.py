@@ -6,16 +6,21 @@ from typing import TYPE_CHECKING
 
 from muster.coordinator import events as ev
 from muster.coordinator.state import LIVE
-from muster.core.spec import strictest, workers
+from muster.core import limits
+from muster.core.names import COORDINATOR
+from muster.core.spec import strictest, teams, workers
 
 if TYPE_CHECKING:
     from muster.coordinator.shell import Shell
     from muster.core.orders import WorkerList
-    from muster.core.spec import FleetSpec
+    from muster.core.spec import FleetSpec, Team
 
 
-async def adopt(shell: Shell, spec: FleetSpec, listing: WorkerList, results_base_bytes: int = 0) -> None:
-    """Take in what the spawner's `listing` says: the dead's last results first, then the roll call of the living."""
+async def adopt(shell: Shell, plan: ev.Plan, listing: WorkerList, results_base_bytes: int = 0) -> None:
+    """Take in what the spawner's `listing` says: the dead's last results first, then the roll call of the living.
+
+    `plan`: what a new life of the fleet begins with.
+    """
     state, facts = shell.machine.state, shell.intake.facts
     shell.recorder.expect(state.tasks)
     alive = {(entry.worker, entry.incarnation) for entry in listing.alive}
@@ -24,7 +29,7 @@ async def adopt(shell: Shell, spec: FleetSpec, listing: WorkerList, results_base
             shell.drain_worker(worker.name)
     now_s = shell.clock.now_s()
     if state.life == 0 or listing.coordinator_restarts == 0:
-        facts.append(ev.FleetStarted(now_s, plan_of(spec), results_base_bytes))
+        facts.append(ev.FleetStarted(now_s, plan, results_base_bytes))
     else:
         facts.append(
             ev.Recovered(
@@ -48,19 +53,13 @@ async def adopt(shell: Shell, spec: FleetSpec, listing: WorkerList, results_base
 
 
 def plan_of(spec: FleetSpec) -> ev.Plan:
-    """What decisions depend on, from the fleet's specification."""
-    order = {"always": 0, "on_failure": 1, "never": 2}
-    kind_of = {agent: kind for kind in spec.agents for agent in kind.agent_ids()}
-    entries = []
-    for worker, agents in workers(spec).items():
-        kinds = [kind_of[agent] for agent in agents]
-        # A worker that hosts several kinds lives by the strictest wish to be kept alive.
-        restart = min((kind.restart for kind in kinds), key=order.__getitem__)
-        hosted = [(agent, kind.name) for agent, kind in zip(agents, kinds, strict=True)]
-        entries.append(ev.WorkerPlan(worker, hosted, restart, strictest(kind.child for kind in kinds)))
+    """What the root's decisions depend on, from the fleet's specification."""
+    divided = teams(spec).values()
     halt = spec.run.halt if spec.run is not None else None
     return ev.Plan(
-        workers=entries,
+        workers=[_entry_of(team) for team in divided] if divided else _entries(spec, workers(spec)),
+        # A team gives its agents something to keep at hand, too.
+        prefetch=max((limits.PREFETCH * len(team.agents()) for team in divided), default=limits.PREFETCH),
         run=spec.run is not None,
         attempts_max=spec.retry.attempts_max,
         deaths_max=spec.retry.deaths_max,
@@ -70,3 +69,26 @@ def plan_of(spec: FleetSpec) -> ev.Plan:
         halt_after=halt.fail if halt is not None else 1,
         grace_s=spec.grace_s,
     )
+
+
+def team_plan_of(spec: FleetSpec, team: Team) -> ev.Plan:
+    """What a team's decisions depend on: about attempts that have ended the root decides."""
+    return ev.Plan(workers=_entries(spec, team.workers), run=False, grace_s=spec.grace_s, upstream=COORDINATOR)
+
+
+def _entry_of(team: Team) -> ev.WorkerPlan:
+    slots = team.kind.slots * len(team.agents())
+    return ev.WorkerPlan(team.name, [(team.name, team.kind.name)], is_team=True, slots=slots)
+
+
+def _entries(spec: FleetSpec, hosts: dict[str, tuple[str, ...]]) -> list[ev.WorkerPlan]:
+    order = {"always": 0, "on_failure": 1, "never": 2}
+    kind_of = {agent: kind for kind in spec.agents for agent in kind.agent_ids()}
+    entries = []
+    for worker, agents in hosts.items():
+        kinds = [kind_of[agent] for agent in agents]
+        # A worker that hosts several kinds lives by the strictest wish to be kept alive.
+        restart = min((kind.restart for kind in kinds), key=order.__getitem__)
+        hosted = [(agent, kind.name) for agent, kind in zip(agents, kinds, strict=True)]
+        entries.append(ev.WorkerPlan(worker, hosted, restart, strictest(kind.child for kind in kinds)))
+    return entries

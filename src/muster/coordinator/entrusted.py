@@ -4,7 +4,8 @@ The root alone numbers attempts, so (number, attempt) is one token all the way d
 team under the same token, and whatever did begin goes back when it ends, however it ends. Each token goes back once, as a `Record`:
 
     with the agent's result     done, failed, timeout, killed, cancelled
-    without one                 died (its agent's worker is proven dead), cancelled (before it began), refused (handed back unstarted)
+    without one                 died (its agent's worker is proven dead), cancelled (before it began), refused (handed back unstarted),
+                                impossible (no agent of the team can be given it)
 
 Records since the last snapshot are sent again by a new coordinator of the team; message ids make that harmless.
 """
@@ -18,7 +19,7 @@ from muster.coordinator.state import State
 from muster.coordinator.tasks import ASSIGNED, QUEUED, Task
 from muster.core.protocol import Cancel
 
-REFUSED, DIED, CANCELLED = "refused", "died", "cancelled"
+REFUSED, DIED, CANCELLED, IMPOSSIBLE = "refused", "died", "cancelled", "impossible"
 
 
 def token_of(task: Task) -> int:

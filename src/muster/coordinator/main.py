@@ -21,6 +21,8 @@ from muster.coordinator.notes import Notes
 from muster.coordinator.process import LOST_STATUS
 from muster.coordinator.root import Root
 from muster.coordinator.shell import Shell
+from muster.coordinator.team import TeamCoordinator
+from muster.coordinator.upstream import TeamNotes
 from muster.core import limits
 from muster.core.names import COORDINATOR
 from muster.errors import MusterError
@@ -62,15 +64,16 @@ async def _coordinate(store: Path, control_fd: int, name: str = COORDINATOR) -> 
     bus = await Bus.open(store, name, keyring, wait_s=IDENTITY_WAIT_S)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(bus.close)
-        log = EventLog(store / "coordinator")
+        is_root = name == COORDINATOR
+        log = EventLog(store / ("coordinator" if is_root else f"coordinator-{name}"))
         stack.callback(log.close)
-        notes = Notes(store)
+        notes = Notes(store) if is_root else TeamNotes(bus)
         stack.callback(notes.close)
         machine, records = log.recover()
         shell = Shell(bus, machine, log, notes)
         shell.control = ControlSocket(control_fd, shell.wake.set)
         stack.callback(shell.control.close)
-        return await Root(store, spec, shell, records).run()
+        return await (Root if is_root else TeamCoordinator)(store, spec, shell, records).run()
 
 
 __all__ = ["main"]

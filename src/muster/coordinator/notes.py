@@ -6,13 +6,20 @@ import os
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
 FILE = "events.jsonl"
 #: At this size the file is renamed to `events.jsonl.1`, replacing the one before.
 BYTES_MAX = 2 << 20
+
+
+class NoteTaker(Protocol):
+    """Somebody who keeps notes."""
+
+    def write(self, event: str, **facts: Any) -> None:
+        """Note an event with its facts."""
 
 
 class Notes:

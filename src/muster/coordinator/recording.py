@@ -12,6 +12,7 @@ from muster.coordinator.answers import answer
 from muster.coordinator.outputs import forget_files, output_of
 from muster.coordinator.results import line_of, line_without_result
 from muster.coordinator.tasks import Outcomes
+from muster.core.names import is_coordinator
 from muster.errors import ResultsFileError
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from muster.bus.delivery import Delivery
     from muster.coordinator.events import Record
     from muster.coordinator.intake import ResultsOfTurn
-    from muster.coordinator.notes import Notes
+    from muster.coordinator.notes import NoteTaker
     from muster.coordinator.outputs import OutputFlow
     from muster.coordinator.results import ResultsFile
     from muster.core.protocol import Result
@@ -63,11 +64,14 @@ class Recorder(Protocol):
     def retry(self) -> None:
         """Try again what waits."""
 
+    def after_turn(self) -> None:
+        """A turn is carried out."""
+
 
 class Recording:
     """The root's recorder."""
 
-    def __init__(self, bus: Bus, outputs: OutputFlow, notes: Notes, failed: Callable[[str], None]) -> None:
+    def __init__(self, bus: Bus, outputs: OutputFlow, notes: NoteTaker, failed: Callable[[str], None]) -> None:
         """`failed` is told once, when the results file cannot be written."""
         self._bus, self._notes, self._failed = bus, notes, failed
         self.outputs = outputs
@@ -118,6 +122,9 @@ class Recording:
     def retry(self) -> None:
         self.outputs.retry()
 
+    def after_turn(self) -> None:
+        """Nothing more is to be said."""
+
     def record(self, records: list[Record], results: ResultsOfTurn) -> None:
         """A delivery whose line is not on disk stays open."""
         lines: list[bytes] = []
@@ -130,7 +137,7 @@ class Recording:
             self._recorded.set(record.number, 1)
             if self.results is not None:
                 lines.append(
-                    line_of(record.input, record.agent, result)
+                    line_of(record.input, doer(record, result), result)
                     if result is not None
                     else line_without_result(record.number, record.attempt, record.agent, record.input, record.evidence)
                 )
@@ -139,7 +146,7 @@ class Recording:
                 self.unrecorded[record.number] = record.outcome
             ended = []
         for record, result, delivery in ended:
-            body = output_of(result, record.agent) if result is not None else None
+            body = output_of(result, doer(record, result)) if result is not None else None
             if record.asker:
                 answer(self._bus, record, result)
             self.outputs.end(record.number, body, delivery)
@@ -154,13 +161,13 @@ class Recording:
         if record is None or record.attempt != result.attempt or record.agent != delivery.sender:
             return False
         if record.number in self._missing:
-            if not self._write([line_of(record.input, record.agent, result)]):
+            if not self._write([line_of(record.input, doer(record, result), result)]):
                 self.unrecorded[record.number] = record.outcome
                 return True
             self._missing.discard(record.number)
         if record.asker:
             answer(self._bus, record, result)
-        self.outputs.end(result.number, output_of(result, record.agent), delivery)
+        self.outputs.end(result.number, output_of(result, doer(record, result)), delivery)
         return True
 
     def _write(self, lines: list[bytes]) -> bool:
@@ -173,3 +180,8 @@ class Recording:
                 self._failed(error.message)
             return False
         return True
+
+
+def doer(record: Record, result: Result) -> str:
+    """Who worked on an attempt: a team says which of its agents it was."""
+    return result.agent if result.agent and is_coordinator(record.agent) else record.agent

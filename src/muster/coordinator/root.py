@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from muster.coordinator import events as ev
 from muster.coordinator import report as reports
-from muster.coordinator.adoption import adopt
+from muster.coordinator.adoption import adopt, plan_of
 from muster.coordinator.outputs import OutputFlow
 from muster.coordinator.process import Coordinator
 from muster.coordinator.recording import Recording
@@ -16,12 +16,13 @@ from muster.coordinator.results import ResultsFile
 from muster.coordinator.services import ProgressTeller, Service
 from muster.core.names import OPERATOR
 from muster.core.orders import Finished
-from muster.core.protocol import RunEnded
+from muster.core.protocol import RunEnded, TeamNoted
 from muster.errors import BusError, ResultsFileError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from muster.bus.delivery import Delivery
     from muster.coordinator.shell import Shell
     from muster.core.orders import WorkerList
     from muster.core.spec import FleetSpec
@@ -42,6 +43,7 @@ class Root(Coordinator):
         self.recording = Recording(shell.bus, outputs, shell.notes, shell.recording_failed)
         self.recording.recover(records)
         shell.recorder = self.recording
+        shell.on_message["team.noted"] = self._note_of_team
         self._progress = ProgressTeller(shell, outputs.operator_is_there)
 
     def services(self) -> list[Service]:
@@ -66,7 +68,13 @@ class Root(Coordinator):
 
     async def begin(self, listing: WorkerList) -> None:
         results = self.recording.results
-        await adopt(self.shell, self.spec, listing, results.size_bytes if results is not None else 0)
+        await adopt(self.shell, plan_of(self.spec), listing, results.size_bytes if results is not None else 0)
+
+    def _note_of_team(self, delivery: Delivery) -> None:
+        worker = self.shell.machine.state.workers.get(delivery.sender)
+        if worker is not None and worker.is_team:
+            noted: TeamNoted = delivery.decode(TeamNoted)
+            self.shell.notes.write(noted.event, team=delivery.sender, **noted.facts)
 
     # ------------------------------------------------------------------ ending
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from muster.coordinator.grants import Grants
     from muster.coordinator.log import EventLog
     from muster.coordinator.machine import Machine
-    from muster.coordinator.notes import Notes
+    from muster.coordinator.notes import NoteTaker
     from muster.coordinator.recording import Recorder
 
 #: Deliveries taken in one turn: enough to share a log record, few enough to keep the spawner and the timers served.
@@ -63,7 +63,7 @@ class Shell:
     #: Where ends of tasks go; set once, before the first turn.
     recorder: Recorder
 
-    def __init__(self, bus: Bus, machine: Machine, log: EventLog, notes: Notes) -> None:
+    def __init__(self, bus: Bus, machine: Machine, log: EventLog, notes: NoteTaker) -> None:
         self.bus, self.machine, self.log, self.notes = bus, machine, log, notes
         self.clock = Clock(machine.state.now_s)
         self.control: ControlSocket | None = None
@@ -149,6 +149,7 @@ class Shell:
         for seen in exits:
             if self.control is not None:
                 self.control.send(seen)
+        self.recorder.after_turn()
         if self.log.snapshot_due(len(self.machine.state.tasks)) and self.may_snapshot:
             self.log.write_snapshot(self.machine.state)
 
@@ -242,6 +243,9 @@ class Shell:
             assert grants is not None
             agents = self.machine.state.workers[effect.worker].agents
             worker, incarnation = effect.worker, effect.incarnation
+            if self.machine.state.workers[worker].is_team:
+                self.control.send(SpawnOrder(worker=worker, incarnation=incarnation, is_coordinator=True))
+                return
             self.control.send(
                 SpawnOrder(worker=worker, incarnation=incarnation), lambda: grants.grant(worker, incarnation, agents)
             )
@@ -284,6 +288,7 @@ class Shell:
         """Take everything the agents of a dead worker have stored for us."""
         worker = self.machine.state.workers.get(name)
         for agent in worker.agents if worker is not None else ():
-            self.forget_pending(agent)
+            if worker is not None and not worker.is_team:  # what is for a team is for its next coordinator, too
+                self.forget_pending(agent)
             for delivery in self.bus.drain_sender(agent):
                 self.intake.take(delivery)

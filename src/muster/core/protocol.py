@@ -349,6 +349,21 @@ class Restart(msgspec.Struct, frozen=True, kw_only=True):
     grace_s: float | None = None
 
 
+class Scale(msgspec.Struct, frozen=True, kw_only=True):
+    """`fleet.scale`, operator -> coordinator: have so many agents of these kinds. The highest numbers come and go; inboxes stay.
+
+    `Done` tells of each kind its agents `before` and `after`; it comes when this is decided, not when it has happened.
+    """
+
+    counts: dict[str, int]
+
+
+class Edges(msgspec.Struct, frozen=True, kw_only=True):
+    """`agent.edges`, coordinator -> agent: keys for writing to agents that joined the fleet after this one (agent -> key of the edge)."""
+
+    keys: dict[str, bytes]
+
+
 #: Message type -> struct of its body. The type of a message decides how its body is read.
 TYPES: dict[str, type[msgspec.Struct]] = {
     "task.submit": Submit,
@@ -378,5 +393,7 @@ TYPES: dict[str, type[msgspec.Struct]] = {
     "lock.list": LockListAsk,
     "fleet.done": Done,
     "fleet.restart": Restart,
+    "fleet.scale": Scale,
+    "agent.edges": Edges,
 }
 TYPE_OF: dict[type[msgspec.Struct], str] = {struct: name for name, struct in TYPES.items()}

@@ -113,7 +113,7 @@ def _make_store(options: RunOptions) -> tuple[FleetSpec, Path]:
         spec = options.spec(name=name, store_id=store_id, spool=spool)
         create_store(store, BusSettings(agents_max=max(limits.AGENTS_MAX, specs.identities(spec))))
         write_spec(store, spec)
-        for agent in (COORDINATOR, OPERATOR, *specs.roster(spec)):
+        for agent in (COORDINATOR, OPERATOR, *specs.teams(spec), *specs.roster(spec)):
             add_agent(store, agent)
         places.make_private(spool.parent.parent)
         places.make_private(spool.parent)

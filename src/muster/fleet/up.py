@@ -91,7 +91,7 @@ def start(file: Path, flags: dict[str, Any], *, store_root: str | None, detach: 
     create_store(store, settings.bus_settings())
     notices = _kept_settings(settings, store)
     write_spec(store, spec)
-    for agent in (COORDINATOR, OPERATOR, *specs.roster(spec)):
+    for agent in (COORDINATOR, OPERATOR, *specs.teams(spec), *specs.roster(spec)):
         add_agent(store, agent)
     _set_overflow(store, spec)
     noted: list[int] = []

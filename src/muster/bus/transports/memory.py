@@ -15,7 +15,7 @@ from muster.core import limits
 from muster.core.codec import HEADER, Outgoing, decode_frame, encode_frame
 from muster.core.ids import show_id
 from muster.core.message import Message
-from muster.core.names import COORDINATOR, agent_id
+from muster.core.names import agent_id, is_coordinator
 from muster.core.settings import DEFAULTS, EVICT_OLDEST, REFUSE, BusSettings, check_overflow
 from muster.errors import IdentityBusyError, InboxFullError, OutboxFullError, RosterFullError, UnknownAgentError
 from muster.security.keys import Keyring
@@ -48,7 +48,7 @@ class _Lane:
     @property
     def oldest_untaken(self) -> int | None:
         """The number that would go first, were messages to be evicted. Never a control message, nor one of the coordinator's."""
-        if self.control or self.sender == COORDINATOR:
+        if self.control or is_coordinator(self.sender):
             return None
         return next((seq for seq in self.frames if seq > self.taken), None)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from muster.bus.transports.lanes.cursor import WINDOW
 from muster.bus.transports.lanes.inlane import DamagedLaneError
-from muster.core.names import COORDINATOR
+from muster.core.names import is_coordinator
 from muster.core.settings import EVICT_OLDEST
 
 if TYPE_CHECKING:
@@ -48,13 +48,13 @@ def make_room(inbox: Inbox, lane: InLane) -> bool:
 def _oldest(inbox: Inbox, hungry: InLane) -> InLane | None:
     """The lane whose next untaken message was created first, of those whose room `hungry` can have.
 
-    Control messages are never evicted, nor are the coordinator's: it counts on what it has assigned.
+    Control messages are never evicted, nor are a coordinator's: it counts on what it has assigned.
     """
     chosen, created_ns = None, 0
     may_borrow = hungry.cursor is not None and hungry.cursor.window < inbox.pool.lane_max
     for name in inbox.lookout.waiting() | {lane.name for lane in inbox.lookout.lanes.values() if lane.blocked}:
         lane = inbox.lookout.lanes[name]
-        if lane.control or lane.sender == COORDINATOR:
+        if lane.control or is_coordinator(lane.sender):
             continue
         cursor = lane.cursor or inbox.open_lane(lane)
         if cursor is None or not cursor.can_take(lane.next_seq):

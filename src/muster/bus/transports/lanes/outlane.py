@@ -15,7 +15,7 @@ from muster.bus.transports.lanes.words import NO_ROOM, PAGE, Page, allocate, bar
 from muster.core import limits
 from muster.core.codec import HEADER, encode_frame
 from muster.core.message import FLAG_EXPLICIT_ID
-from muster.core.names import COORDINATOR
+from muster.core.names import is_coordinator
 from muster.core.settings import EVICT_OLDEST
 from muster.errors import InboxFullError, OutboxFullError, StoreFullError, UnknownAgentError
 from muster.security.permissions import make_private_dir, open_private, sync_path
@@ -258,7 +258,7 @@ class OutLane:
         if not heard:  # nobody is there, or whoever was asked before may have died since
             overflow.act_for_absent(
                 self._recipient_directory, self.name, self.lane_id, self._sender.settings, seq,
-                self._describe if policy == EVICT_OLDEST and self._sender.agent != COORDINATOR else None,
+                self._describe if policy == EVICT_OLDEST and not is_coordinator(self._sender.agent) else None,
             )  # fmt: skip
             peer.refresh()
             if seq <= peer.credit:
