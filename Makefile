@@ -17,16 +17,18 @@ SOAK_S ?= 600
 AGENTS ?= 10000
 CUTS ?= 100
 FUZZ_S ?= 60
+SEEDS ?= 1000
+FIRST ?= 0
 BENCH ?=
 # Where the tools' caches live: one folder to delete.
 export RUFF_CACHE_DIR := build/cache/ruff
 export MYPY_CACHE_DIR := build/cache/mypy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test crash storm fuzz power dense check bench soak docs format lock clean
+.PHONY: help setup demo test crash storm fuzz power dense simulate check bench soak docs format lock clean
 
 help:  ## list the verbs
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
 
 setup: $(READY)  ## make .venv from the hashed locks (once; again when they change)
 
@@ -63,6 +65,9 @@ power: $(READY)  ## cut the power under a durable store, CUTS times (100); needs
 
 dense: $(READY)  ## AGENTS agents (10000) in eight workers: each answers the coordinator and does a task
 	@MUSTER_DENSE=$(AGENTS) $(PY) -m pytest -s tests/acceptance/test_dense.py
+
+simulate: $(READY)  ## fleets under faults on virtual time, SEEDS of them (1000); SEED=7 TRACE=1 tells the story of one
+	@$(PY) -m muster.testing.simulator $(if $(SEED),--seed $(SEED) $(if $(TRACE),--trace),--seeds $(SEEDS) --first $(FIRST))
 
 check: $(READY)  ## lint, format, types, documentation, structure
 	@echo "check: ruff"

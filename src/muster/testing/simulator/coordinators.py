@@ -1,0 +1,177 @@
+"""A simulated coordinator process: the real `Shell`, `Intake` and `Machine`, with simulated lanes, disk and spawner around them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import msgspec
+
+from muster.bus.bus import Bus
+from muster.coordinator.adoption import adopt, plan_of
+from muster.coordinator.outputs import OutputFlow
+from muster.coordinator.recording import Recording
+from muster.coordinator.shell import RETRY_S, Clock, Shell
+from muster.core.names import COORDINATOR
+from muster.core.orders import AgentGrant, Finished, ListWorkers, WorkerGrant, WorkerList
+from muster.testing.simulator.disk import SimLog, SimNotes, SimResults
+from muster.testing.simulator.lanes import LaneTransport
+
+if TYPE_CHECKING:
+    from muster.coordinator.events import AnyFact, Effect
+    from muster.testing.simulator.spawner import Link
+    from muster.testing.simulator.timeline import Process, Timer
+    from muster.testing.simulator.world import World
+
+#: Turns that a coordinator takes after the end, for last words.
+LAST_TURNS_MAX = 1000
+
+
+class _Wake:
+    """Stands for the shell's `asyncio.Event`: who sets it gets a turn."""
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self.set = call
+
+    def clear(self) -> None: ...
+
+
+class SimOutputs(OutputFlow):
+    """The way to the operator; whether he is there is the world's to say."""
+
+    def __init__(self, bus: Bus, world: World) -> None:
+        super().__init__(bus, Path("/nowhere"), keep_order=False, is_shown=world.spec.run is not None)
+        self._world = world
+
+    def operator_is_there(self) -> bool:
+        return self._world.operator.is_there
+
+
+class SimGrants:
+    """Grants without keys."""
+
+    def grant(self, worker: str, incarnation: int, agents: list[str], **more: Any) -> bytes:
+        """As `coordinator.grants.Grants`."""
+        granted = [AgentGrant(agent=agent, receive_root=b"", pair_keys={}) for agent in agents]
+        return msgspec.msgpack.encode(
+            WorkerGrant(worker=worker, incarnation=incarnation, store="/nowhere", agents=granted, **more)
+        )
+
+
+class SimCoordinator:
+    """One life of a coordinator."""
+
+    def __init__(self, world: World, process: Process, link: Link) -> None:
+        self.world, self.process, self.link = world, process, link
+        self.shell: Shell | None = None
+        self._is_adopted = False
+        self._turn_asked = False
+        self._timer: Timer | None = None
+        link.on_change = self.ask_turn
+
+    # ------------------------------------------------------------------ beginning
+
+    def begin(self) -> None:
+        """Identity, log, replay; then the spawner is asked."""
+        world, process = self.world, self.process
+        transport = LaneTransport(world.lanes, COORDINATOR, process)
+        bus = Bus(cast("Any", transport))
+        log = SimLog(world.log_file, process)
+        machine, records = log.recover(world.make_machine)
+        world.watch.recovered(machine)
+        notes = SimNotes(lambda text: world.tell(COORDINATOR, text))
+        shell = world.make_shell(bus, machine, cast("Any", log), cast("Any", notes))
+        recording = Recording(bus, SimOutputs(bus, world), cast("Any", notes), shell.recording_failed)
+        recording.recover(records)
+        if world.spec.run is not None:
+            recording.results = cast("Any", SimResults(world.paper, process, world.watch.recorded))
+            if machine.state.life:
+                recording.compare(machine.state.results_base_bytes)
+        shell.recorder = recording
+        self._watch_decisions(shell)
+        shell.clock = Clock(machine.state.now_s, world.timeline.wall_s, world.timeline.steady_s)
+        shell.wake = cast("Any", _Wake(self.ask_turn))
+        shell.control, shell.grants = cast("Any", self.link), cast("Any", SimGrants())
+        shell.on_message = {"metrics.snapshot": _ignore, "health.changed": _ignore}
+        self.shell = shell
+        transport.on_arrival = self.ask_turn
+        self.link.send(ListWorkers())
+
+    def _watch_decisions(self, shell: Shell) -> None:
+        watch, apply = self.world.watch, shell.machine.apply
+
+        def watched(fact: AnyFact) -> list[Effect]:
+            watch.about_to_decide(shell.machine.state, fact)
+            effects = apply(fact)
+            watch.decided(shell.machine, fact, effects)
+            return effects
+
+        setattr(shell.machine, "apply", watched)  # noqa: B010 -- an instance's method, on purpose
+
+    # ------------------------------------------------------------------ turns
+
+    def ask_turn(self) -> None:
+        """There is something to do; a busy machine lets it wait for a moment."""
+        if not self._turn_asked and self.shell is not None:
+            self._turn_asked = True
+            self.process.call_later(self.world.draw_turn_delay(), self._turn)
+
+    def _turn(self) -> None:
+        self._turn_asked = False
+        shell = self.shell
+        assert shell is not None
+        if not self._is_adopted:
+            self._adopt(shell)
+            return
+        if _run(shell.turn()):
+            self.ask_turn()
+        if shell.finish is not None:
+            self._finish(shell)
+            return
+        self._arm(shell)
+
+    def _adopt(self, shell: Shell) -> None:
+        early: list[Any] = []
+        while self.link.received:
+            message = self.link.received.popleft()
+            if isinstance(message, WorkerList):
+                self.link.received.extendleft(reversed(early))
+                self._is_adopted = True
+                _run(adopt(shell, plan_of(self.world.spec), message, len(self.world.paper.lines)))
+                self.ask_turn()
+                return
+            early.append(message)
+        self.link.received.extend(early)
+
+    def _arm(self, shell: Shell) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        due_s = shell.machine.due_s()
+        delay_s = None if due_s is None else max(0.0, due_s - shell.clock.now_s())
+        if shell._pending or shell.recorder.waiting:
+            delay_s = RETRY_S if delay_s is None else min(delay_s, RETRY_S)
+        self._timer = None if delay_s is None else self.process.call_later(delay_s, self.ask_turn)
+
+    def _finish(self, shell: Shell) -> None:
+        for _ in range(LAST_TURNS_MAX):
+            if not _run(shell.turn()):
+                break
+        assert shell.finish is not None
+        self.world.watch.finished(shell.machine.state, shell.finish)
+        self.link.send(Finished(exit_status=shell.finish.exit_status))
+        self.process.exit(shell.finish.exit_status)
+
+
+def _run(call: Coroutine[Any, Any, Any]) -> Any:
+    """Run a coroutine that never really waits."""
+    try:
+        call.send(None)
+    except StopIteration as done:
+        return done.value
+    call.close()
+    raise RuntimeError("the coordinator waits for something that the simulator does not play")
+
+
+def _ignore(_delivery: object) -> None:
+    """Metrics and health change no decision."""
