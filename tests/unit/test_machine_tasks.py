@@ -165,14 +165,24 @@ def test_a_result_of_an_old_attempt_is_refused_and_counted():
 
 
 @pytest.mark.parametrize(
-    ("agent", "attempt", "incarnation"), [("w-2", 1, 1), ("w-1", 2, 1), ("w-1", 1, 2), ("w-1", 0, 1), ("nobody", 1, 1)]
+    ("agent", "attempt", "incarnation", "code"),
+    [
+        ("w-1", 1, 2, "task.stale_attempt"),
+        ("w-2", 1, 1, "task.forged_result"),
+        ("w-1", 2, 1, "task.forged_result"),
+        ("w-1", 0, 1, "task.forged_result"),
+        ("nobody", 1, 1, "task.forged_result"),
+    ],
 )
-def test_only_the_holder_may_end_a_task(agent, attempt, incarnation):
+def test_only_the_holder_may_end_a_task(agent, attempt, incarnation, code):
     machine = fleet(2)
     submit(machine, 1)
-    assert recorded(ended(machine, agent, 1, attempt=attempt, incarnation=incarnation)) == []
+    effects = ended(machine, agent, 1, attempt=attempt, incarnation=incarnation)
+    assert recorded(effects) == []
     assert machine.state.tasks[1].state == ASSIGNED
-    assert machine.state.counters.stale_refused == 1
+    assert [(e.agent, e.attempt, e.code) for e in effects if isinstance(e, ev.Rejected)] == [(agent, attempt, code)]
+    counters = machine.state.counters
+    assert (counters.stale_refused, counters.forged_refused) == ((1, 0) if "stale" in code else (0, 1))
 
 
 def test_a_failure_is_tried_again_after_a_wait_and_recorded_when_attempts_are_spent():

@@ -16,10 +16,12 @@ from muster.coordinator.events import (
     TaskRefused,
     TasksSubmitted,
 )
+from muster.coordinator.fencing import is_current, reject
+from muster.coordinator.finishing import admit, cancelled, finish_task, give_up
+from muster.coordinator.routing import route_of
 from muster.coordinator.state import State
 from muster.coordinator.tasks import (
     ASSIGNED,
-    DEAD,
     DONE,
     FAILED,
     NUMBER_MAX,
@@ -29,23 +31,14 @@ from muster.coordinator.tasks import (
     Task,
     backoff_s,
 )
+from muster.core.protocol import TaskInput
 
 #: Weight of the newest attempt in the mean that decides about prefetching.
 _MEAN_WEIGHT = 1 / 16
 
 
-def is_current(task: Task, fact: TaskEnded | TaskRefused) -> bool:
-    """The fence: only the newest attempt, by the agent and incarnation it was given to, may say anything about a task."""
-    return (
-        task.state == ASSIGNED
-        and task.attempt == fact.attempt
-        and task.agent == fact.agent
-        and task.incarnation == fact.incarnation
-    )
-
-
 def _tasks_submitted(state: State, fact: TasksSubmitted, out: list[Effect]) -> None:
-    outcomes, queues = state.outcomes, state.queues
+    outcomes = state.outcomes
     for given in fact.tasks:
         number = given.number
         if not 0 < number <= NUMBER_MAX or outcomes.get(number) != UNKNOWN:
@@ -56,17 +49,24 @@ def _tasks_submitted(state: State, fact: TasksSubmitted, out: list[Effect]) -> N
             state.sources[given.source] = number
             if len(state.sources) > SOURCES_MAX:
                 del state.sources[next(iter(state.sources))]
-        kind = given.kind if len(state.kinds) > 1 or given.kind not in state.kinds else ""
-        task = Task(number, given.input, kind, given.timeout_s, source=given.source, asker=given.asker)
+        task = Task(number, given.input, given.kind, given.timeout_s, source=given.source, asker=given.asker)
+        task.route = given.kind
+        _take_wishes(state, task, given)
         outcomes.set(number, OPEN)
         state.tasks[number] = task
         state.counters.submitted += 1
-        if kind in queues:
-            enqueue(state, task)
-        else:
-            task.note(f"no agent of kind {kind!r} is in this fleet")
-            task.move("impossible")
-            ending.finish_task(state, task, DEAD, out)
+        admit(state, task, out)
+
+
+def _take_wishes(state: State, task: Task, given: TaskInput) -> None:
+    if given.tags:
+        task.tags = tuple(given.tags)
+        task.route = route_of(given.kind, given.tags)
+    task.priority = given.priority
+    task.after = tuple(given.after)
+    if given.delay_s:
+        task.due_s = state.now_s + given.delay_s
+    task.attempts_max, task.backoff_s = given.attempts_max, given.backoff_s
 
 
 def _input_ended(state: State, fact: InputEnded, _out: list[Effect]) -> None:
@@ -76,7 +76,7 @@ def _input_ended(state: State, fact: InputEnded, _out: list[Effect]) -> None:
 def _task_ended(state: State, fact: TaskEnded, out: list[Effect]) -> None:
     task = state.tasks.get(fact.number)
     if task is None or not is_current(task, fact):
-        state.counters.stale_refused += 1
+        reject(state, fact, out)
         return
     agent = state.agents[fact.agent]
     release(state, agent, task.number)
@@ -85,9 +85,7 @@ def _task_ended(state: State, fact: TaskEnded, out: list[Effect]) -> None:
         lifecycle.free(state, task, fact.detail, out)
         return
     if fact.outcome == "cancelled" and not state.plan.upstream:
-        state.counters.handed_back += 1
-        task.move("handed_back")
-        enqueue(state, task)
+        _ended_unfinished(state, task, out, has_result=True)
         return
     taken_s = state.now_s - task.assigned_s
     worked_s = state.now_s - max(task.assigned_s, agent.freed_s) if agent.slots == 1 else taken_s
@@ -103,7 +101,7 @@ def _task_ended(state: State, fact: TaskEnded, out: list[Effect]) -> None:
         agent.done += 1
         state.latency.add(taken_s)
         task.move("done")
-        ending.finish_task(state, task, DONE, out)
+        finish_task(state, task, DONE, out, has_result=True)
     else:
         agent.failed += 1
         _attempt_failed(state, task, fact, taken_s, out)
@@ -113,16 +111,19 @@ def _attempt_failed(state: State, task: Task, fact: TaskEnded, taken_s: float, o
     plan = state.plan
     state.counters.attempts_failed += 1
     task.failures += 1
-    if task.failures >= plan.attempts_max:
-        state.latency.add(taken_s)
-        task.move("failed_finally")
-        ending.finish_task(state, task, FAILED, out)
-        return
     how = f"signal {fact.signal}" if fact.signal is not None else f"status {fact.exit_status}"
     task.note(f"attempt {task.attempt} on {task.agent}: {fact.outcome}, {how}. {fact.detail}".rstrip(". "))
-    task.move("failed_again")
-    due = state.now_s + backoff_s(task.number, task.failures, plan.backoff_s, plan.backoff_max_s)
-    heappush(state.timers, (due, "task", task.number))
+    if task.is_cancelling:
+        cancelled(state, task, out, has_result=True)
+    elif task.failures >= (plan.attempts_max if task.attempts_max is None else task.attempts_max):
+        state.latency.add(taken_s)
+        task.move("failed_finally")
+        finish_task(state, task, FAILED, out, has_result=True)
+    else:
+        task.move("failed_again")
+        base_s = plan.backoff_s if task.backoff_s is None else task.backoff_s
+        task.due_s = state.now_s + backoff_s(task.number, task.failures, base_s, plan.backoff_max_s)
+        heappush(state.timers, (task.due_s, "task", task.number))
 
 
 def _task_refused(state: State, fact: TaskRefused, out: list[Effect]) -> None:
@@ -137,6 +138,14 @@ def _task_refused(state: State, fact: TaskRefused, out: list[Effect]) -> None:
     if state.plan.upstream:
         entrusted.handed_back(state, task, out)
         return
+    _ended_unfinished(state, task, out, has_result=False)
+
+
+def _ended_unfinished(state: State, task: Task, out: list[Effect], *, has_result: bool) -> None:
+    """An attempt was not begun, or was ended by us: another agent may do the task, unless nobody is to do it."""
+    if task.is_cancelling:
+        cancelled(state, task, out, has_result=has_result)
+        return
     state.counters.handed_back += 1
     task.move("handed_back")
     enqueue(state, task)
@@ -147,12 +156,11 @@ def _task_impossible(state: State, fact: TaskImpossible, out: list[Effect]) -> N
     if task is None or task.state != ASSIGNED or task.attempt != fact.attempt:
         return
     release(state, state.agents[task.agent], task.number)
-    task.note(fact.reason)
     if state.plan.upstream:
-        entrusted.ended(state, task, "failed", out)
+        task.note(fact.reason)
+        entrusted.ended(state, task, entrusted.IMPOSSIBLE, out)
         return
-    task.move("impossible")
-    ending.finish_task(state, task, DEAD, out)
+    give_up(state, task, fact.reason, out)
 
 
 HANDLERS: Handlers = {

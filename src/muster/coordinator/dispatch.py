@@ -1,4 +1,4 @@
-"""Who gets which task: first in, first out by number, in constant time per task however many agents there are.
+"""Who gets which task: higher priorities first, then by number, in constant time per task however many agents there are.
 
 Agents with a free slot wait in `idle`, agents that could take one more to keep at hand in `busy`, one line per kind; entries are checked
 when they are taken, not removed when they go stale. Prefetching hides the way to the coordinator and back, but a task that waits behind
@@ -14,20 +14,19 @@ from typing import TYPE_CHECKING
 from muster.coordinator.events import Effect, Post
 from muster.coordinator.lives import AGENT_MOVES
 from muster.coordinator.state import ABSENT, READY, RUNNING, Agent, State
+from muster.coordinator.tasks import NUMBER_MASK, PAST_MAX, Task
 from muster.core.protocol import Assign
 
 if TYPE_CHECKING:
     from collections import deque
-
-    from muster.coordinator.tasks import Task
 
 #: Mean time of an attempt above which nothing is prefetched: the way to the coordinator takes milliseconds.
 PREFETCH_ATTEMPT_S_MAX = 0.2
 
 
 def enqueue(state: State, task: Task) -> None:
-    """Put a task that has just become `queued` in its line; its number decides its place, so a returned task is first again."""
-    heappush(state.queues[task.kind], task.number)
+    """Put a task that has just become `queued` in its line; priority and number decide its place, so a returned one is first again."""
+    heappush(state.queues[task.route], task.place if task.priority else task.number)
     state.queued += 1
 
 
@@ -62,7 +61,7 @@ def release(state: State, agent: Agent, number: int) -> None:
 
 def dispatch(state: State, out: list[Effect]) -> None:
     """Assign what can be assigned now."""
-    if not state.queued or state.phase != RUNNING or not state.admission_open:
+    if not state.queued or state.phase != RUNNING or not state.admission_open or state.is_paused:
         return
     _assign_from(state, state.idle, 0, out)
     mean_s = state.attempt_mean_s
@@ -101,9 +100,11 @@ def _assign_from(state: State, lines: dict[str, deque[str]], extra: int, out: li
             agent.in_busy = False
         else:
             agent.in_idle = False
-        task = state.tasks[heappop(queue)]
+        task = state.tasks[heappop(queue) & NUMBER_MASK]
         state.queued -= 1
         task.move("assigned")
+        if task.agent:
+            task.past = (*task.past, (task.attempt, task.agent))[-PAST_MAX:]
         task.attempt += 1
         task.agent = agent.name
         worker = state.workers[agent.worker]
@@ -117,11 +118,14 @@ def _assign_from(state: State, lines: dict[str, deque[str]], extra: int, out: li
 
 
 def _next(state: State, lines: dict[str, deque[str]], extra: int) -> tuple[list[int], Agent] | None:
-    """The waiting task with the smallest number that some agent has room for, as its queue, and that agent."""
+    """The first of the waiting tasks that some agent has room for, as its queue, and that agent."""
     best: tuple[list[int], Agent] | None = None
-    for kind, queue in state.queues.items():
+    routes, paused = state.routes, state.kinds_paused
+    for route, queue in state.queues.items():
         if queue and (best is None or queue[0] < best[0][0]):
-            for candidate in (kind,) if kind else state.kinds:
+            for candidate in routes[route]:
+                if candidate in paused:
+                    continue
                 agent = _first_with_room(state, lines[candidate], extra)
                 if agent is not None:
                     best = (queue, agent)

@@ -1,4 +1,4 @@
-"""Ends: of a task (recorded, counted), of the fleet (drained, killed when the grace is over, finished). Pure, like all of the machine."""
+"""The end of the fleet: drained, killed when the grace is over, finished. Pure, like all of the machine."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ from muster.coordinator.events import (
     KillWorker,
     Noted,
     Post,
-    Record,
     RecordingFailed,
     StopRequested,
 )
 from muster.coordinator.retiring import agent_left
 from muster.coordinator.state import Agent, Ending, State
-from muster.coordinator.tasks import CODE, DEAD, FAILED, Task
+from muster.coordinator.tasks import BLOCKED
 from muster.core.protocol import Drain
 
 #: After SIGTERM or a `now` drain, time for workers to end by themselves before they are killed.
@@ -115,9 +114,11 @@ def check_end(state: State, out: list[Effect]) -> None:
 
 
 def _check_stuck(state: State, out: list[Effect]) -> None:
-    stuck = sum(len(state.queues.get(kind, ())) for kind in state.kinds_out)
+    out_of_it = set(state.kinds_out)
+    stuck = sum(len(queue) for route, queue in state.queues.items() if out_of_it.issuperset(state.routes[route]))
+    blocked = sum(task.state == BLOCKED for task in state.tasks.values()) if stuck else 0
     everybody = len(state.kinds_out) == len(state.kinds)
-    if everybody or (stuck and stuck == len(state.tasks)):
+    if everybody or (stuck and stuck + blocked == len(state.tasks)):
         last = next((w for w in state.workers.values() if w.last_exit and w.state in (st.GONE, st.QUARANTINED)), None)
         how = f": {last.name} {last.last_exit}" if last else ""
         error = f"no worker is left for {len(state.tasks)} unfinished tasks{how}"
@@ -128,7 +129,7 @@ def finish(state: State) -> Finish:
     """How the fleet ended, for its exit status."""
     ending, counters = state.ending, state.counters
     if ending.reason == "complete":
-        return Finish(1 if counters.failed or counters.dead else 0, "complete")
+        return Finish(1 if counters.failed or counters.dead or counters.cancelled else 0, "complete")
     if ending.reason == "halted":
         return Finish(3, "halted")
     if ending.reason == "stopped":
@@ -141,25 +142,6 @@ def agent_leaving(state: State, agent: Agent, new: str) -> None:
     """An agent said that it drains or has drained: nothing more is assigned to it."""
     if agent.state in (st.READY, st.DRAINING):
         set_agent_state(state, agent, new)
-
-
-def finish_task(state: State, task: Task, how: str, out: list[Effect]) -> None:
-    """Record a task that is over, and halt the run if that was one failure too many."""
-    del state.tasks[task.number]
-    state.outcomes.set(task.number, CODE[how])
-    counters = state.counters
-    if how == FAILED:
-        counters.failed += 1
-    elif how == DEAD:
-        counters.dead += 1
-    else:
-        counters.done += 1
-    evidence = task.evidence
-    out.append(Record(task.number, task.attempt, task.agent, how, task.input, evidence, task.source, task.asker))
-    plan = state.plan
-    if plan.halt != "never" and state.phase == st.RUNNING and counters.failed + counters.dead >= plan.halt_after:
-        now = plan.halt == "now"
-        begin_drain(state, Ending("halted", now=now, deadline_s=state.now_s + NOW_GRACE_S if now else None), out)
 
 
 def _agent_drained(state: State, fact: AgentDrained, _out: list[Effect]) -> None:

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING
 
 from muster.coordinator.events import Effect, Rejected, TaskEnded, TaskRefused
 from muster.coordinator.tasks import ASSIGNED, UNKNOWN, Task
+from muster.errors import ForgedResultError, StaleAttemptError
 
 if TYPE_CHECKING:
     from muster.coordinator.state import State
-
-STALE, FORGED = "task.stale_attempt", "task.forged_result"
 
 
 def is_current(task: Task, fact: TaskEnded | TaskRefused) -> bool:
@@ -32,14 +31,18 @@ def reject(state: State, fact: TaskEnded, out: list[Effect]) -> None:
     """Refuse a result that is not current."""
     number, attempt, agent = fact.number, fact.attempt, fact.agent
     task = state.tasks.get(number)
-    if state.outcomes.get(number) == UNKNOWN:
+    if state.outcomes.get(number) == UNKNOWN and task is None and not state.tokens.get(number):
         why = f"task {number} was never submitted"
     elif agent not in state.agents or not state.holders.had(number, attempt, agent, task):
         why = f"attempt {attempt} of task {number} was never given to {agent}"
     else:
         state.counters.stale_refused += 1
         now = f"attempt {task.attempt} counts now" if task is not None else "the task is over"
-        out.append(Rejected(agent, number, attempt, STALE, f"attempt {attempt} of task {number} is over; {now}"))
+        out.append(
+            Rejected(
+                agent, number, attempt, StaleAttemptError.code, f"attempt {attempt} of task {number} is over; {now}"
+            )
+        )
         return
     state.counters.forged_refused += 1
-    out.append(Rejected(agent, number, attempt, FORGED, why))
+    out.append(Rejected(agent, number, attempt, ForgedResultError.code, why))

@@ -105,6 +105,13 @@ def _tell_dependants(state: State, task: Task, how: str, out: list[Effect]) -> N
             ended.append((waiting, DEAD))
 
 
+def cancelled(state: State, task: Task, out: list[Effect], *, has_result: bool = False) -> None:
+    """Nothing of a task that the operator does not want any more is left."""
+    task.is_cancelling = False
+    task.move("cancelled")
+    finish_task(state, task, CANCELLED, out, has_result=has_result)
+
+
 def count_out(state: State, how: str) -> None:
     """A task that had ended so is open again."""
     counters = state.counters

@@ -13,7 +13,7 @@ from heapq import heappush
 from muster.coordinator import entrusted, teams
 from muster.coordinator import state as st
 from muster.coordinator.dispatch import enqueue, set_agent_state
-from muster.coordinator.ending import SIGKILL, SIGTERM, finish_task
+from muster.coordinator.ending import SIGKILL, SIGTERM
 from muster.coordinator.events import (
     Effect,
     FleetStarted,
@@ -25,8 +25,10 @@ from muster.coordinator.events import (
     WorkerExited,
     WorkerStarted,
 )
+from muster.coordinator.finishing import cancelled, finish_task, give_up
 from muster.coordinator.locks import facts as locks
 from muster.coordinator.retiring import forget_worker, is_retiring
+from muster.coordinator.routing import lay_routes
 from muster.coordinator.state import Agent, Ending, State, Worker
 from muster.coordinator.tasks import DEAD, Task
 from muster.core.spec import ChildSpec
@@ -40,7 +42,7 @@ def start_fleet(state: State, fact: FleetStarted, out: list[Effect]) -> None:
     for worker in state.workers.values():
         if worker.state in st.LIVE:
             reclaim(state, worker, None, out)
-    _adopt_plan(state, fact.plan)
+    _adopt_plan(state, fact.plan, out)
     state.phase = st.RUNNING
     state.life += 1
     state.started_s = state.now_s
@@ -56,7 +58,7 @@ def start_fleet(state: State, fact: FleetStarted, out: list[Effect]) -> None:
         spawn(state, worker, out)
 
 
-def _adopt_plan(state: State, plan: Plan) -> None:
+def _adopt_plan(state: State, plan: Plan, out: list[Effect]) -> None:
     old_workers, old_agents, supervision = state.workers, state.agents, state.supervision
     supervision.waiting, supervision.away, supervision.scaled = {}, [], {}
     state.plan, state.workers, state.agents = plan, {}, {}
@@ -82,13 +84,8 @@ def _adopt_plan(state: State, plan: Plan) -> None:
     state.idle = {kind: deque() for kind in state.kinds}
     state.busy = {kind: deque() for kind in state.kinds}
     state.live_workers = state.ready = state.held = 0
-    waiting = [number for queue in state.queues.values() for number in queue]
-    state.queues = {"": [], **({kind: [] for kind in state.kinds} if len(state.kinds) > 1 else {})}
-    state.queued = 0
-    for task in state.tasks.values():
-        task.kind = task.kind if task.kind in state.queues else ""
-    for number in sorted(waiting):
-        enqueue(state, state.tasks[number])
+    for task, why in lay_routes(state):
+        give_up(state, task, why, out)
     teams.carry_over(state, old_agents)
 
 
@@ -217,6 +214,9 @@ def free(state: State, task: Task, blame: str | None, out: list[Effect]) -> None
     if blame is not None:
         task.deaths += 1
         task.note(blame)
+    if task.is_cancelling:
+        cancelled(state, task, out)
+        return
     if task.deaths >= state.plan.deaths_max and blame is not None:
         task.move("died_finally")
         finish_task(state, task, DEAD, out)

@@ -15,24 +15,15 @@ from collections.abc import Callable
 from heapq import heappop
 from typing import Any
 
-from muster.coordinator import attempts, ending, entrusted, joining, lifecycle, recycling
-from muster.coordinator.dispatch import dispatch, enqueue
+from muster.coordinator import attempts, ending, entrusted, finishing, joining, lifecycle, recycling
+from muster.coordinator.dispatch import dispatch
 from muster.coordinator.events import AdmissionChanged, AnyFact, Effect, Handlers, ResultsRebased, TimePassed
 from muster.coordinator.locks import facts as locks
 from muster.coordinator.state import State
-from muster.coordinator.tasks import DELAYED
-
-
-def _task_due(state: State, number: int, _out: list[Effect]) -> None:
-    task = state.tasks.get(number)
-    if task is not None and task.state == DELAYED:
-        task.move("due")
-        enqueue(state, task)
-
 
 #: What a due timer does, by its name (`State.timers`). Timers are never removed early: each checks whether it still holds.
 TIMERS: dict[str, Callable[[State, Any, list[Effect]], None]] = {
-    "task": _task_due,
+    "task": finishing.due,
     "worker": lifecycle.restart_due,
     "kill": ending.kill_due,
     "ready": lifecycle.ready_due,

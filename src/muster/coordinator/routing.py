@@ -9,7 +9,7 @@ from __future__ import annotations
 from heapq import heappush
 from typing import TYPE_CHECKING
 
-from muster.coordinator.tasks import QUEUED, Task
+from muster.coordinator.tasks import ASSIGNED, QUEUED, Task
 from muster.core import limits
 
 if TYPE_CHECKING:
@@ -61,7 +61,11 @@ def lay_routes(state: State) -> list[tuple[Task, str]]:
     for task in state.tasks.values():
         if task.route not in state.routes:
             why = open_route(state, task.route)
-            if why:
+            if (
+                why and task.state == ASSIGNED
+            ):  # a team goes on with it; given back, it would wait for a kind that may come again
+                state.routes[task.route], state.queues[task.route] = [], []
+            elif why:
                 lost.append((task, why))
                 continue
         if task.state == QUEUED:
