@@ -188,4 +188,5 @@ class Ledger:
             coordinator_restarts=coordinator_restarts,
             owner=home,
             last={worker: last for worker, (last, orderer) in self._last.items() if orderer == home},
+            incarnation=self._last[home][0] if home in self._last else 0,
         )
