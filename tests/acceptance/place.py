@@ -231,7 +231,8 @@ class Muster:
                 told = client.ping()
         except (FleetNotRunningError, OSError, AssertionError):
             return None
-        pids = [told["pid"], told["coordinator"]["pid"], *(worker["pid"] for worker in told["workers"])]
+        below = (*told["teams"], *told["workers"])
+        pids = [told["pid"], told["coordinator"]["pid"], *(process["pid"] for process in below)]
         self.place.note(pid for pid in pids if pid)
         return told
 

@@ -13,7 +13,7 @@ HEAD = ("FLEET", "ROLE", "NAME", "PID", "STATE", "STARTS")
 
 
 def of_fleet(fleet: places.Fleet) -> list[dict[str, Any]]:
-    """Rows of one fleet: its spawner, its coordinator, its workers. Empty if no living spawner holds it."""
+    """Rows of one fleet: its spawner, its coordinator, its teams, its workers. Empty if no living spawner holds it."""
     if fleet.spawner_pid is None:
         return []
     try:
@@ -35,6 +35,10 @@ def of_fleet(fleet: places.Fleet) -> list[dict[str, Any]]:
             int(coordinator.get("restarts", 0)) + 1,
         )
     )
+    rows += [
+        _row(fleet, "team", team["team"], team["pid"], "running", int(team["incarnation"]))
+        for team in told.get("teams", [])
+    ]
     rows += [
         _row(fleet, "worker", worker["worker"], worker["pid"], "running", int(worker["incarnation"]))
         for worker in told.get("workers", [])
