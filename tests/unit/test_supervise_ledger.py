@@ -144,7 +144,12 @@ def test_each_home_is_listed_what_it_spawned_and_nothing_else(ledger: Ledger) ->
     assert _names(ledger.listing(0, "team-2")) == ({"c"}, set())
     ledger.acknowledged("b", 4)
     assert ledger.listing(3, "team-1") == WorkerList(
-        alive=[ledger.alive[100]], exited=[], coordinator_restarts=3, owner="team-1", last={"a": 1, "b": 4}
+        alive=[ledger.alive[100]],
+        exited=[],
+        coordinator_restarts=3,
+        owner="team-1",
+        last={"a": 1, "b": 4},
+        incarnation=1,
     )
 
 
