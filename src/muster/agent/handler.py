@@ -92,7 +92,7 @@ def wants_task(handler: Callable[[Any], Any]) -> bool:
 class _Slot(threading.Thread):
     """One thread with one event loop, working on one attempt at a time."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, enter: Callable[[], None]) -> None:
         # A daemon: a handler that never returns must not keep the process from ending.
         super().__init__(name=f"handler-{number}", daemon=True)
         self.work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -100,8 +100,10 @@ class _Slot(threading.Thread):
         self.loop: asyncio.AbstractEventLoop | None = None
         self.current: asyncio.Task[Any] | None = None
         self.is_cancelled = False
+        self._enter = enter
 
     def run(self) -> None:
+        self._enter()
         while (work := self.work.get()) is not None:
             work()
         if self.loop is not None:
@@ -192,7 +194,7 @@ class HandlerExecutor:
             ended(attempt, result_of(attempt, Ending("failed", error=self._error.as_dict())))
             return
         if not self._idle:
-            slot = _Slot(self._slots)
+            slot = _Slot(self._slots, self.setting.enter_thread)
             self._slots += 1
             slot.start()
             self._idle.append(slot)

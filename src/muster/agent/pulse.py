@@ -14,6 +14,7 @@ from muster.core.protocol import HealthChanged, MetricsSnapshot
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable
 
     from muster.agent.remains import Remains
     from muster.agent.runner import Runner
@@ -60,6 +61,8 @@ class Pulse:
         self._memory_due_s = loop.time() + limits.HEARTBEAT_BUSY_S
         #: A bad verdict is told only when two beats in a row differ from the known one: a single late beat is no news.
         self._doubted: set[str] = set()
+        #: Called with each beat.
+        self.on_beat: Callable[[], None] = lambda: None
 
     def start(self) -> None:
         """Begin to beat: at once, so that the page is alive."""
@@ -87,6 +90,7 @@ class Pulse:
         is_busy = any(runner.is_busy for runner in self._runners)
         self._interval_s = limits.HEARTBEAT_BUSY_S if is_busy else min(self._interval_s * 2, limits.HEARTBEAT_IDLE_S)
         try:
+            self.on_beat()
             self._measure(now, is_busy=is_busy)
         except OSError:
             pass  # no descriptor left to look with: the verdict says so, and the next beat looks again

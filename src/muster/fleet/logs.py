@@ -5,13 +5,16 @@ The files are read, never the processes asked: logs are most wanted when the fle
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from muster.agent.log import FILES
 
 #: How often files are looked at while following.
 FOLLOW_S = 0.25
@@ -20,57 +23,88 @@ READ_BYTES = 1 << 20
 EVENTS = "events.jsonl"
 
 
-@dataclass
-class _File:
-    """A growing file that may be rotated away; `source` is the agent it belongs to, or "coordinator" or "spawner"."""
+#: How much of a file's beginning tells it from another one that was given the same inode.
+HEAD_BYTES = 256
+#: How far files have been read, by inode, which a file keeps when it is rotated; and how they begin.
+Marks = dict[int, tuple[int, bytes]]
 
-    path: Path
+
+@dataclass
+class _Series:
+    """A growing file and what it was before it was rotated; `source` is the agent it belongs to, or "coordinator" or "spawner"."""
+
     source: str
-    at: int = 0
-    inode: int = 0
+    #: Oldest first.
+    paths: tuple[Path, ...]
+    read: Marks = field(default_factory=dict)
     rest: bytes = b""
 
     def lines(self) -> Iterator[bytes]:
-        """Complete lines that are new since the last call."""
-        try:
-            fd = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError:
-            return
-        try:
-            found = os.fstat(fd)
-            if found.st_ino != self.inode or found.st_size < self.at:
-                self.inode, self.at, self.rest = found.st_ino, 0, b""
-            while chunk := os.pread(fd, READ_BYTES, self.at):
-                self.at += len(chunk)
-                *lines, self.rest = (self.rest + chunk).split(b"\n")
-                yield from lines
-        finally:
-            os.close(fd)
+        """Complete lines that are new since the last call, oldest first."""
+        seen = []
+        for fd, inode in self._open():
+            seen.append(inode)
+            try:
+                yield from self._new_lines(fd, inode)
+            finally:
+                os.close(fd)
+        self.read = {
+            inode: self.read[inode] for inode in seen
+        }  # the number of one that is gone may be given to another file
+
+    def _open(self) -> Iterator[tuple[int, int]]:
+        known = set()
+        for path in self.paths:
+            try:
+                fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            except OSError:
+                continue
+            inode = os.fstat(fd).st_ino
+            if inode in known:  # it was rotated between two names
+                os.close(fd)
+                continue
+            known.add(inode)
+            yield fd, inode
+
+    def _new_lines(self, fd: int, inode: int) -> Iterator[bytes]:
+        at, head = self.read.get(inode, (0, b""))
+        begins = os.pread(fd, HEAD_BYTES, 0)
+        if not begins.startswith(head) or os.fstat(fd).st_size < at:
+            at = 0
+        self.read[inode] = at, begins
+        while chunk := os.pread(fd, READ_BYTES, at):
+            at += len(chunk)
+            self.read[inode] = at, begins
+            # A line may go on in the next file: descriptors are laid over between two writes of one print.
+            *lines, self.rest = (self.rest + chunk).split(b"\n")
+            yield from lines
 
 
-def sources(store: Path, agent: str | None) -> list[_File]:
+def sources(store: Path, agent: str | None) -> list[_Series]:
     """The files that belong to `agent`, or all of them."""
-    files = (
-        []
-        if agent not in (None, "coordinator")
-        else [_File(store / name, "coordinator") for name in (f"{EVENTS}.1", EVENTS)]
-    )
+    found = [] if agent not in (None, "coordinator") else [_events(store)]
     if agent in (None, "spawner"):
-        files.append(_File(store / "spawner.log", "spawner"))
+        found.append(_Series("spawner", (store / "spawner.log",)))
     names = [agent] if agent is not None else _names(store / "agents")
-    files += [_File(store / "agents" / name / "log", name) for name in names if name not in ("coordinator", "spawner")]
-    return files
+    return found + [
+        _Series(name, tuple(store / "agents" / name / file for file in reversed(FILES)))
+        for name in names
+        if name not in ("coordinator", "spawner")
+    ]
 
 
-def marks(store: Path) -> dict[Path, tuple[int, int]]:
-    """Where every file ends now, as (inode, bytes): what follows belongs to the life that is about to begin."""
-    found = {}
-    for file in sources(store, None):
-        try:
-            status = os.stat(file.path)
-        except OSError:
-            continue
-        found[file.path] = (status.st_ino, status.st_size)
+def _events(store: Path) -> _Series:
+    return _Series("coordinator", (store / f"{EVENTS}.1", store / EVENTS))
+
+
+def marks(store: Path) -> Marks:
+    """Where every file ends now: what follows belongs to the life that is about to begin."""
+    found: Marks = {}
+    for series in sources(store, None):
+        for path in series.paths:
+            with contextlib.suppress(OSError), open(path, "rb", buffering=0) as file:
+                status = os.fstat(file.fileno())
+                found[status.st_ino] = status.st_size, file.read(HEAD_BYTES)
     return found
 
 
@@ -87,7 +121,7 @@ def entries(
     *,
     follow: bool,
     ended: Callable[[], bool],
-    after: dict[Path, tuple[int, int]] | None = None,
+    after: Marks | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Log entries, oldest first: `at` (ISO 8601 or None), `source`, `event` and its facts, or `line`.
 
@@ -98,9 +132,9 @@ def entries(
     """
     files = sources(store, agent)
     if agent is not None and agent != "coordinator":
-        files = [_File(store / f"{EVENTS}.1", "coordinator"), _File(store / EVENTS, "coordinator"), *files]
+        files = [_events(store), *files]
     for file in files:
-        file.inode, file.at = (after or {}).get(file.path, (0, 0))
+        file.read = dict(after or {})
     while True:
         last = follow and ended()
         found = [entry for file in files for entry in _parsed(file, agent)]
@@ -108,12 +142,12 @@ def entries(
         if not follow or last:
             return
         if agent is None:
-            known = {file.path for file in files}
-            files += [file for file in sources(store, None) if file.path not in known]
+            known = {file.source for file in files}
+            files += [file for file in sources(store, None) if file.source not in known]
         time.sleep(FOLLOW_S)
 
 
-def _parsed(file: _File, agent: str | None) -> Iterator[dict[str, Any]]:
+def _parsed(file: _Series, agent: str | None) -> Iterator[dict[str, Any]]:
     for line in file.lines():
         entry = _parse(line, file.source)
         if (
@@ -140,7 +174,7 @@ def _parse(line: bytes, source: str) -> dict[str, Any]:
 def last_event(store: Path, name: str) -> dict[str, Any] | None:
     """The newest event called `name` in the coordinator's notes."""
     found = None
-    for line in _File(store / EVENTS, "coordinator").lines():
+    for line in _Series("coordinator", (store / EVENTS,)).lines():
         entry = _parse(line, "coordinator")
         found = entry if entry.get("event") == name else found
     return found

@@ -55,7 +55,7 @@ class Started:
     #: Signals that came before `watch` could act on them (only in front).
     signals: list[int] = field(default_factory=list)
     #: Where the logs of earlier lives end.
-    log_marks: dict[Path, tuple[int, int]] = field(default_factory=dict)
+    log_marks: logs.Marks = field(default_factory=dict)
     #: Sentences for whoever started it.
     notices: list[str] = field(default_factory=list)
 

@@ -24,6 +24,7 @@ from muster.security.permissions import read_private
 
 _OF_AGENT = {
     "bell": "fifo", "retired": "fifo", "status": "file", "inbox.lock": "file", "outbox.lock": "file", "log": "file", "log.1": "file",
+    "log.2": "file", "log.3": "file", "log.new": "file",
     "inbox": "folder", "outbox": "folder", "senders": "folder",
 }  # fmt: skip
 _FOLDERS = ("agents", "keys", "sockets")
