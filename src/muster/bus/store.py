@@ -95,13 +95,14 @@ def open_store(store: Path) -> Path:
 
 
 def write_spec(store: Path, spec: FleetSpec) -> None:
-    """Store the spec, replacing an earlier life's."""
+    """Store the spec in place of the one before: whoever reads meanwhile finds the old one or the new one, whole."""
     import msgspec
 
-    path = store / "spec.json"
+    fresh = store / "tmp-spec.json"
     with contextlib.suppress(FileNotFoundError):
-        path.unlink()
-    write_private(path, msgspec.json.encode(spec))
+        fresh.unlink()  # of a process that died while it wrote
+    write_private(fresh, msgspec.json.encode(spec))
+    os.rename(fresh, store / "spec.json")
 
 
 def read_spec(store: Path) -> FleetSpec:

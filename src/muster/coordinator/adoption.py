@@ -68,6 +68,7 @@ def plan_of(spec: FleetSpec) -> ev.Plan:
         halt=halt.when if halt is not None else "never",
         halt_after=halt.fail if halt is not None else 1,
         grace_s=spec.grace_s,
+        agents_per_worker=spec.agents_per_worker,
     )
 
 

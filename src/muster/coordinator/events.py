@@ -61,6 +61,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     restart_period_s: float = limits.RESTART_PERIOD_S
     #: Who gives this coordinator its tasks and hears how each attempt ended; "": it is the root and decides about them itself.
     upstream: str = ""
+    #: How many of the agents that are added later share a worker.
+    agents_per_worker: int = 1
     #: Kind -> what its agents are good for.
     tags: dict[str, list[str]] = {}
 
@@ -297,6 +299,15 @@ class RestartRequested(Fact, frozen=True, tag=26):
     grace_s: float | None = None
 
 
+class FleetScaled(Fact, frozen=True, tag=27):
+    """The operator wants `count` agents of `kind`: these `agents`, for the new ones of which there are `workers`."""
+
+    kind: str
+    count: int
+    workers: list[WorkerPlan]
+    agents: list[str]
+
+
 AnyFact = (
     FleetStarted
     | TasksSubmitted
@@ -328,6 +339,7 @@ AnyFact = (
     | HoldersGone
     | WorkerOutgrown
     | RestartRequested
+    | FleetScaled
 )
 
 # --------------------------------------------------------------------------- effects
@@ -389,6 +401,13 @@ class KillWorker(msgspec.Struct):
     tree: bool
 
 
+class FleetResized(msgspec.Struct):
+    """The fleet has so many agents of these kinds now: write that down where workers read it, and make `new` known to the others."""
+
+    counts: dict[str, int]
+    new: list[str]
+
+
 class Finish(msgspec.Struct):
     """The fleet is over."""
 
@@ -412,7 +431,7 @@ class WatchHolder(msgspec.Struct):
     namespace: int
 
 
-Effect = Post | Record | Rejected | SpawnWorker | KillWorker | Finish | Noted | WatchHolder
+Effect = FleetResized | Post | Record | Rejected | SpawnWorker | KillWorker | Finish | Noted | WatchHolder
 
 #: What a part of the machine brings: the facts it deals with. A handler changes the state and appends effects, nothing else.
 Handlers: TypeAlias = dict[type[Any], Callable[[Any, Any, list[Effect]], None]]

@@ -27,6 +27,15 @@ class Grants:
         peers = dict.fromkeys((*(roster(spec) if spec.edges == "all" else ()), COORDINATOR, OPERATOR, coordinator))
         self._peers = {peer: receive_root(master, peer) for peer in peers}
 
+    def admit(self, agents: list[str]) -> None:
+        """Everybody who is born from now on may write to these, too."""
+        for agent in agents:
+            self._peers.setdefault(agent, receive_root(self._master, agent))
+
+    def keys_of(self, sender: str, peers: list[str]) -> dict[str, bytes]:
+        """The keys with which `sender` may write to `peers`."""
+        return pair_keys({peer: self._peers[peer] for peer in peers}, sender)
+
     def grant(self, worker: str, incarnation: int, agents: list[str]) -> bytes:
         """The msgpack of a `WorkerGrant`: each agent may write to whom the spec's `edges` name."""
         granted = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from muster.coordinator import events as ev
-from muster.coordinator import supervising
+from muster.coordinator import scaling, supervising
 from muster.coordinator.asks import Asks, Rules
 from muster.coordinator.locks import asks as locks
 from muster.coordinator.tasks import NUMBER_MAX, UNKNOWN
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 DETAIL_MAX = 200
 
 #: Every ask that changes something (see `asks`). Each part of the coordinator brings its own.
-RULES: Rules = {**locks.RULES, **supervising.RULES}
+RULES: Rules = {**locks.RULES, **supervising.RULES, **scaling.RULES}
 
 ResultsOfTurn = dict[tuple[int, int], tuple[Result, "Delivery"]]
 

@@ -6,7 +6,7 @@ from muster.coordinator import state as st
 from muster.coordinator import teams
 from muster.coordinator.dispatch import assignment, offer, set_agent_state
 from muster.coordinator.ending import SIGKILL, drain_agent, finish, tell_to_drain
-from muster.coordinator.events import AgentReady, Effect, Handlers, KillWorker, Post, Recovered
+from muster.coordinator.events import AgentReady, Effect, FleetResized, Handlers, KillWorker, Post, Recovered
 from muster.coordinator.lifecycle import await_ready, reckon_kinds_out, reclaim, spawn
 from muster.coordinator.locks import facts as locks
 from muster.coordinator.state import Agent, State, Worker
@@ -62,6 +62,9 @@ def recovered(state: State, fact: Recovered, out: list[Effect]) -> None:
     """A new coordinator took over: call the roll of the living, reclaim what the spawner does not know."""
     state.counters.coordinator_restarts = max(state.counters.coordinator_restarts, fact.coordinator_restarts)
     state.roll += 1
+    if state.supervision.scaled:  # perhaps it died between the decision and its deed
+        kinds = state.supervision.scaled
+        out.append(FleetResized(dict(kinds), [agent.name for agent in state.agents.values() if agent.kind in kinds]))
     locks.begin_again(state, out)
     exited = dict(fact.exited)
     alive = {(worker, incarnation): (pid, start_time) for worker, incarnation, pid, start_time in fact.alive}

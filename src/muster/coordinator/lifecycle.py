@@ -23,9 +23,11 @@ from muster.coordinator.events import (
     Plan,
     SpawnWorker,
     WorkerExited,
+    WorkerPlan,
     WorkerStarted,
 )
 from muster.coordinator.finishing import cancelled, finish_task, give_up
+from muster.coordinator.lives import Past
 from muster.coordinator.locks import facts as locks
 from muster.coordinator.retiring import forget_worker, is_retiring
 from muster.coordinator.routing import lay_routes
@@ -62,23 +64,12 @@ def _adopt_plan(state: State, plan: Plan, out: list[Effect]) -> None:
     old_workers, old_agents, supervision = state.workers, state.agents, state.supervision
     supervision.waiting, supervision.away, supervision.scaled = {}, [], {}
     state.plan, state.workers, state.agents = plan, {}, {}
+    for old in old_workers.values():  # incarnations never repeat within the life of a store
+        supervision.past_workers[old.name] = Past(old.incarnation, old.restarts)
+    for gone in old_agents.values():
+        supervision.past_agents[gone.name] = Past(gone.done, gone.failed)
     for entry in plan.workers:
-        known = old_workers.get(entry.worker)
-        worker = Worker(entry.worker, [agent for agent, _ in entry.agents], entry.restart)
-        worker.is_team, worker.slots = entry.is_team, entry.slots
-        worker.child = entry.child or ChildSpec(restarts_max=plan.restarts_max, period_s=plan.restart_period_s)
-        if known is not None:  # incarnations never repeat within the life of a store
-            worker.incarnation, worker.restarts = known.incarnation, known.restarts
-        elif (past := supervision.past_workers.pop(entry.worker, None)) is not None:
-            worker.incarnation, worker.restarts = past.first, past.second
-        state.workers[entry.worker] = worker
-        for name, kind in entry.agents:
-            agent = Agent(name, kind, entry.worker)
-            if name in old_agents:
-                agent.done, agent.failed = old_agents[name].done, old_agents[name].failed
-            elif (gone := supervision.past_agents.pop(name, None)) is not None:
-                agent.done, agent.failed = gone.first, gone.second
-            state.agents[name] = agent
+        admit(state, entry)
     state.kinds = list(dict.fromkeys(agent.kind for agent in state.agents.values()))
     state.kinds_out = []
     state.idle = {kind: deque() for kind in state.kinds}
@@ -87,6 +78,23 @@ def _adopt_plan(state: State, plan: Plan, out: list[Effect]) -> None:
     for task, why in lay_routes(state):
         give_up(state, task, why, out)
     teams.carry_over(state, old_agents)
+
+
+def admit(state: State, entry: WorkerPlan) -> Worker:
+    """Put a worker and its agents on the books; whoever was there before goes on counting from where it stopped."""
+    plan, supervision = state.plan, state.supervision
+    worker = Worker(entry.worker, [agent for agent, _ in entry.agents], entry.restart)
+    worker.is_team, worker.slots = entry.is_team, entry.slots
+    worker.child = entry.child or ChildSpec(restarts_max=plan.restarts_max, period_s=plan.restart_period_s)
+    if (past := supervision.past_workers.pop(entry.worker, None)) is not None:
+        worker.incarnation, worker.restarts = past.first, past.second
+    state.workers[entry.worker] = worker
+    for name, kind in entry.agents:
+        agent = Agent(name, kind, entry.worker)
+        if (gone := supervision.past_agents.pop(name, None)) is not None:
+            agent.done, agent.failed = gone.first, gone.second
+        state.agents[name] = agent
+    return worker
 
 
 def spawn(state: State, worker: Worker, out: list[Effect]) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from heapq import heappop
 from typing import Any
 
-from muster.coordinator import attempts, ending, entrusted, finishing, joining, lifecycle, recycling
+from muster.coordinator import attempts, ending, entrusted, finishing, joining, lifecycle, recycling, scaling
 from muster.coordinator.dispatch import dispatch
 from muster.coordinator.events import AdmissionChanged, AnyFact, Effect, Handlers, ResultsRebased, TimePassed
 from muster.coordinator.locks import facts as locks
@@ -68,6 +68,7 @@ HANDLERS: Handlers = {
     **entrusted.HANDLERS,
     **locks.HANDLERS,
     **recycling.HANDLERS,
+    **scaling.HANDLERS,
     TimePassed: _time_passed,
     AdmissionChanged: _admission_changed,
     ResultsRebased: _results_rebased,

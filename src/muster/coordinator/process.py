@@ -11,6 +11,7 @@ import gc
 from typing import TYPE_CHECKING
 
 from muster.coordinator.grants import Grants
+from muster.coordinator.resizing import Resizer
 from muster.coordinator.services import Pinger, Service
 from muster.coordinator.status import StatusTeller, expected
 from muster.core.orders import ListWorkers, ToCoordinator, WorkerList
@@ -40,6 +41,7 @@ class Coordinator:
     def __init__(self, store: Path, spec: FleetSpec, shell: Shell) -> None:
         self.store, self.spec, self.shell = store, spec, shell
         shell.grants = Grants(store, spec, shell.bus.id)
+        shell.resize = Resizer(store, shell).carry_out
         state = shell.machine.state
         self.collector = Collector()
         self.health = HealthMonitor(

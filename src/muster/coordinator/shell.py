@@ -71,6 +71,8 @@ class Shell:
         self.finish: ev.Finish | None = None
         self._caught_up = False
         self.on_message: dict[str, Callable[[Delivery], None]] = {}
+        #: Carries out that the fleet has another number of agents.
+        self.resize: Callable[[ev.FleetResized], None] = lambda _effect: None
         self.wake = asyncio.Event()
         self.intake = Intake(self)
         self._pending: dict[str, deque[ev.Post]] = {}
@@ -236,6 +238,8 @@ class Shell:
             self.finish = effect
         elif isinstance(effect, ev.Noted):
             self.notes.write(effect.event, **effect.facts)
+        elif isinstance(effect, ev.FleetResized):
+            self.resize(effect)
         elif self.control is None:
             return
         elif isinstance(effect, ev.SpawnWorker):

@@ -88,6 +88,8 @@ RESTART_PERIOD_S = 30.0
 RESTART_DELAY_S, RESTART_DELAY_MAX_S = 0.1, 5.0
 #: Time for a worker's agents to join: imports of a handler, identities held by an incarnation that is being cleared away.
 READY_TIMEOUT_S = 60.0
+#: Agents of one kind that `muster scale` goes up to: the roster, the keys and the processors set the bound that counts.
+AGENTS_PER_KIND_MAX = 10_000
 #: Coordinator restarts within the period before the orphan policy is carried out.
 COORDINATOR_RESTARTS_MAX = 10
 COORDINATOR_RESTART_PERIOD_S = 60.0

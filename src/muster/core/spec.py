@@ -89,18 +89,28 @@ class AgentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     overflow: Literal["refuse", "wait", "evict_oldest"] | None = None
     bounds: AgentLimits = AgentLimits()
     child: ChildSpec = ChildSpec()
+    #: The id of the first agent, where a change of the count must not change it. "": as `agent_ids` says.
+    first: str = ""
 
     def agent_ids(self) -> list[str]:
         """The ids of this kind: the name itself for one, name-1 … name-N for more."""
-        return [self.name] if self.count == 1 else [f"{self.name}-{n}" for n in range(1, self.count + 1)]
+        return [self.first_id, *(f"{self.name}-{n}" for n in range(2, self.count + 1))]
+
+    @property
+    def first_id(self) -> str:
+        return self.first or (self.name if self.count == 1 else f"{self.name}-1")
+
+    def resized(self, count: int) -> AgentSpec:
+        """The kind with another count; who is in both has the same id in both."""
+        return msgspec.structs.replace(self, count=count, first=self.first_id)
 
     def includes(self, agent: str) -> bool:
         """Whether `agent` is one of `agent_ids`, without making them."""
-        if self.count == 1:
-            return agent == self.name
+        if agent == self.first_id or self.count == 1:
+            return agent == self.first_id
         name, _, number = agent.rpartition("-")
         is_number = number.isascii() and number.isdigit() and number[0] != "0"
-        return name == self.name and is_number and int(number) <= self.count
+        return name == self.name and is_number and 2 <= int(number) <= self.count
 
 
 class RetrySpec(msgspec.Struct, frozen=True, kw_only=True):

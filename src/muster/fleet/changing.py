@@ -22,10 +22,10 @@ def restart(
 ) -> dict[str, Any]:
     """Have workers replaced and wait for it; `show` gets (replaced, of how many).
 
-    Returns what was ordered (`workers`, `total`), whether all of it has happened (`is_done`) and which workers did not live (`quarantined`).
+    Returns what was ordered (`workers`, `total`), whether all of it has happened (`is_done`), and who did not live (`quarantined`).
 
     Raises:
-        FleetNotRunningError, UnknownAgentError, UsageError, AskTimeoutError: As the coordinator or `asking.order` says; nothing was changed.
+        FleetNotRunningError, UnknownAgentError, UsageError, AskTimeoutError: As `asking.order` says; nothing was changed.
     """
     facts = asking.order(fleet, Restart(names=names, grace_s=grace_s))
     workers = list(facts["workers"])

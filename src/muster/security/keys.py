@@ -119,6 +119,10 @@ class Keyring:
             key = self._sign[recipient] = pair_key(receive_root(self._master, recipient), self.agent)
         return key
 
+    def learn(self, edges: Mapping[str, bytes]) -> None:
+        """Take in the keys of edges that policy has allowed since this identity was born."""
+        self._sign.update(edges)
+
     def verify_key(self, sender: str) -> bytes:
         """The key under which `sender` must have signed what it writes to this identity."""
         key = self._verify.get(sender)
