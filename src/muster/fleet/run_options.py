@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from muster.core import limits
-from muster.core.spec import AgentSpec, FleetSpec, HaltSpec, RetrySpec, RunSpec
+from muster.core.spec import AgentSpec, FleetSpec, HaltSpec, RetrySpec, RunSpec, TeamsSpec
 from muster.core.template import expand, expand_shell, has_placeholder
 from muster.errors import CommandNotFoundError, ConfigError
+from muster.fleet.division import check_teams, teams_spec
 from muster.fleet.inputs import Inputs
 from muster.supervise.platform import start_time_of
 
@@ -47,6 +48,9 @@ class RunOptions:
     halt: HaltSpec = field(default_factory=HaltSpec)
     keep_order: bool = False
     agents_per_worker: int | None = None
+    #: Both None: a flat fleet.
+    teams: int | None = None
+    agents_per_team: int | None = None
     name: str | None = None
     store_root: str | None = None
     cwd: Path = field(default_factory=Path.cwd)
@@ -76,6 +80,8 @@ class RunOptions:
             raise ConfigError(f"--jobs must be between 1 and {JOBS_MAX}", key="jobs")
         if self.agents_per_worker is not None and self.agents_per_worker < 1:
             raise ConfigError("--agents-per-worker must be at least 1", key="agents_per_worker")
+        if self._teams() is not None:
+            check_teams(self.spec(name="", store_id="", spool=self.cwd), "--teams:")
         if self.retries < 0:
             raise ConfigError("--retries must not be negative", key="retries")
         if self.timeout_s is not None and self.timeout_s <= 0:
@@ -91,6 +97,11 @@ class RunOptions:
         elif self.command:
             find_command(self.command[0], self.cwd, self.env)
         self.inputs.check()
+
+    def _teams(self) -> TeamsSpec | None:
+        if self.teams is None and self.agents_per_team is None:
+            return None
+        return teams_spec(self.teams, self.agents_per_team, "--teams, --agents-per-team:")
 
     def spec(self, *, name: str, store_id: str, spool: Path) -> FleetSpec:
         """The fleet that carries out this run."""
@@ -117,6 +128,7 @@ class RunOptions:
                 resume=self.resume,
             ),
             agents_per_worker=self.agents_per_worker or automatic,
+            teams=self._teams(),
             retry=RetrySpec(attempts_max=self.retries + 1),
             grace_s=self.grace_s,
             ephemeral=True,

@@ -88,6 +88,19 @@ complete.
     help="Agents that share one process [default: 1; up to 5 for commands].",
 )
 @click.option(
+    "--teams",
+    type=int,
+    metavar="N",
+    help="Divide the agents into at most N teams, each with a coordinator below the root.",
+)
+@click.option(
+    "--agents-per-team",
+    type=int,
+    metavar="N",
+    help=f"Agents of a team; alone, it makes as many teams as are needed [default with --teams: as few as fit; "
+    f"{limits.AGENTS_PER_TEAM} is a good size].",
+)
+@click.option(
     "--grace",
     default=f"{limits.GRACE_S:g}s",
     show_default=True,
@@ -131,6 +144,8 @@ def _options(given: dict[str, Any]) -> RunOptions:
         halt=parse_halt(given["halt"]),
         keep_order=given["keep_order"],
         agents_per_worker=given["agents_per_worker"],
+        teams=given["teams"],
+        agents_per_team=given["agents_per_team"],
         name=given["name"],
         store_root=given["store"],
         cwd=given["cwd"].resolve(),
