@@ -76,6 +76,7 @@ check: $(READY)  ## lint, format, types, documentation, structure
 	@echo "check: mypy"
 	@$(PY) -m mypy
 	@echo "check: documentation"
+	@$(PY) scripts/diagrams.py --check
 	@$(VENV)/bin/zensical build --strict
 	@echo "check: structure"
 	@$(PY) -m pytest --quiet tests/structure
