@@ -31,7 +31,6 @@ from muster.coordinator.tasks import (
     Task,
     backoff_s,
 )
-from muster.core.protocol import TaskInput
 
 #: Weight of the newest attempt in the mean that decides about prefetching.
 _MEAN_WEIGHT = 1 / 16
@@ -50,23 +49,18 @@ def _tasks_submitted(state: State, fact: TasksSubmitted, out: list[Effect]) -> N
             if len(state.sources) > SOURCES_MAX:
                 del state.sources[next(iter(state.sources))]
         task = Task(number, given.input, given.kind, given.timeout_s, source=given.source, asker=given.asker)
-        task.route = given.kind
-        _take_wishes(state, task, given)
+        task.route, task.priority = given.kind, given.priority
+        task.attempts_max, task.backoff_s = given.attempts_max, given.backoff_s
         outcomes.set(number, OPEN)
         state.tasks[number] = task
         state.counters.submitted += 1
-        admit(state, task, out)
-
-
-def _take_wishes(state: State, task: Task, given: TaskInput) -> None:
-    if given.tags:
-        task.tags = tuple(given.tags)
-        task.route = route_of(given.kind, given.tags)
-    task.priority = given.priority
-    task.after = tuple(given.after)
-    if given.delay_s:
-        task.due_s = state.now_s + given.delay_s
-    task.attempts_max, task.backoff_s = given.attempts_max, given.backoff_s
+        if given.tags or given.after or given.delay_s or task.route not in state.routes:
+            task.route, task.tags = route_of(given.kind, given.tags), tuple(given.tags)
+            task.after = tuple(given.after)
+            task.due_s = state.now_s + given.delay_s if given.delay_s else 0.0
+            admit(state, task, out)
+        else:
+            enqueue(state, task)  # as `admit` would, which is most of what submitting costs
 
 
 def _input_ended(state: State, fact: InputEnded, _out: list[Effect]) -> None:

@@ -32,12 +32,12 @@ def enqueue(state: State, task: Task) -> None:
 
 def offer(state: State, agent: Agent) -> None:
     """Note that an agent may have room."""
-    held = len(agent.held)
-    if held < agent.slots:
+    held, slots = len(agent.held), agent.slots
+    if held < slots:
         if not agent.in_idle:
             agent.in_idle = True
             state.idle[agent.kind].append(agent.name)
-    elif held < agent.slots + min(agent.slots, state.plan.prefetch) and not agent.in_busy:
+    elif slots and not agent.in_busy and held < slots + state.plan.prefetch:
         agent.in_busy = True
         state.busy[agent.kind].append(agent.name)
 
@@ -124,7 +124,7 @@ def _next(state: State, lines: dict[str, deque[str]], extra: int) -> tuple[list[
     for route, queue in state.queues.items():
         if queue and (best is None or queue[0] < best[0][0]):
             for candidate in routes[route]:
-                if candidate in paused:
+                if paused and candidate in paused:
                     continue
                 agent = _first_with_room(state, lines[candidate], extra)
                 if agent is not None:
@@ -136,10 +136,12 @@ def _next(state: State, lines: dict[str, deque[str]], extra: int) -> tuple[list[
 def _first_with_room(state: State, line: deque[str], extra: int) -> Agent | None:
     while line:
         agent = state.agents[line[0]]
+        slots = agent.slots
         if (
             agent.state == READY
             and agent.confirmed
-            and len(agent.held) < agent.slots + min(agent.slots, extra)
+            and slots
+            and len(agent.held) < slots + extra
             and not (extra and _is_slow(state, agent))
         ):
             return agent

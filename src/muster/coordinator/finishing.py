@@ -56,7 +56,13 @@ def finish_task(state: State, task: Task, how: str, out: list[Effect], *, has_re
 
     `has_result`: its agent's result is the record; else there is none but the evidence.
     """
-    _record(state, task, how, out, has_result=has_result)
+    if how == DONE:
+        del state.tasks[task.number]
+        state.outcomes.set(task.number, CODE[DONE])
+        state.counters.done += 1
+        _announce(state, task, how, out, has_result=has_result)
+    else:
+        _keep(state, task, how, out, has_result=has_result)
     if state.dependants:
         _tell_dependants(state, task, how, out)
     plan, counters = state.plan, state.counters
@@ -65,26 +71,21 @@ def finish_task(state: State, task: Task, how: str, out: list[Effect], *, has_re
         begin_drain(state, Ending("halted", now=now, deadline_s=state.now_s + NOW_GRACE_S if now else None), out)
 
 
-def _record(state: State, task: Task, how: str, out: list[Effect], *, has_result: bool) -> None:
-    number = task.number
-    del state.tasks[number]
-    state.outcomes.set(number, CODE[how])
+def _keep(state: State, task: Task, how: str, out: list[Effect], *, has_result: bool) -> None:
+    del state.tasks[task.number]
+    state.outcomes.set(task.number, CODE[how])
+    count(state, how, 1)
+    await_no_more(state, task)
+    task.ended_s = state.now_s
+    state.kept.add(task)
+    _announce(state, task, how, out, has_result=has_result)
+
+
+def _announce(state: State, task: Task, how: str, out: list[Effect], *, has_result: bool) -> None:
     state.holders.ended(task)
-    counters = state.counters
-    if how == DONE:
-        counters.done += 1
-    else:
-        if how == FAILED:
-            counters.failed += 1
-        elif how == DEAD:
-            counters.dead += 1
-        else:
-            counters.cancelled += 1
-        await_no_more(state, task)
-        task.ended_s = state.now_s
-        state.kept.add(task)
+    evidence = task.evidence
     out.append(
-        Record(number, task.attempt, task.agent, how, task.input, task.evidence, task.source, task.asker, has_result)
+        Record(task.number, task.attempt, task.agent, how, task.input, evidence, task.source, task.asker, has_result)
     )
 
 
@@ -101,7 +102,7 @@ def _tell_dependants(state: State, task: Task, how: str, out: list[Effect]) -> N
                 continue
             dependant.note(evidence(number, state_of_it))
             dependant.move("impossible")
-            _record(state, dependant, DEAD, out, has_result=False)
+            _keep(state, dependant, DEAD, out, has_result=False)
             ended.append((waiting, DEAD))
 
 
@@ -112,12 +113,12 @@ def cancelled(state: State, task: Task, out: list[Effect], *, has_result: bool =
     finish_task(state, task, CANCELLED, out, has_result=has_result)
 
 
-def count_out(state: State, how: str) -> None:
-    """A task that had ended so is open again."""
+def count(state: State, how: str, by: int) -> None:
+    """So many more tasks have ended without success in this way; minus one: it is open again."""
     counters = state.counters
     if how == FAILED:
-        counters.failed -= 1
+        counters.failed += by
     elif how == DEAD:
-        counters.dead -= 1
+        counters.dead += by
     elif how == CANCELLED:
-        counters.cancelled -= 1
+        counters.cancelled += by
