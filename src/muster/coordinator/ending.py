@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from heapq import heappush
 
-from muster.coordinator import entrusted, teams
+from muster.coordinator import entrusted, farewell, teams
 from muster.coordinator import state as st
 from muster.coordinator.dispatch import set_agent_state
 from muster.coordinator.events import (
@@ -45,6 +45,7 @@ def begin_drain(state: State, ending: Ending, out: list[Effect]) -> None:
         state.ending.deadline_s = ending.deadline_s
     else:
         state.phase, state.ending = st.DRAINING, ending
+        ending.began_s, ending.settled_before = state.now_s, farewell.settled(state.counters)
         out.append(Noted("fleet.draining", {"reason": ending.reason, "text": ending.text, "now": ending.now}))
     if state.ending.deadline_s is not None:
         heappush(state.timers, (state.ending.deadline_s, "kill", 0))
@@ -95,6 +96,7 @@ def kill_due(state: State, _key: object, out: list[Effect]) -> None:
         return
     ending.killed, ending.deadline_s = True, state.now_s + PROOF_S
     heappush(state.timers, (ending.deadline_s, "kill", 0))
+    farewell.note_kill(state)
     for worker in state.workers.values():
         if worker.state in (st.STARTING, st.ALIVE):
             out.append(KillWorker(worker.name, worker.incarnation, SIGKILL, True))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from muster.coordinator import events as ev
 from muster.coordinator import report as reports
 from muster.coordinator.adoption import adopt, plan_of
+from muster.coordinator.farewell import farewell
 from muster.coordinator.outputs import OutputFlow
 from muster.coordinator.process import Coordinator
 from muster.coordinator.recording import Recording
@@ -96,7 +97,9 @@ class Root(Coordinator):
         except ResultsFileError as failure:
             error, exit_status = error or failure.message, exit_status or 1
         ended = RunEnded(exit_status=exit_status, reason=finish.reason, report=report, error=error)
-        shell.notes.write("fleet.ended", reason=finish.reason, exit_status=exit_status, error=error)
+        shell.notes.write(
+            "fleet.ended", reason=finish.reason, exit_status=exit_status, error=error, **farewell(shell.machine.state)
+        )
         if self.spec.run is not None:
             self._progress.tell()
             await self._last_word(ended)

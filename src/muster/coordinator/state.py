@@ -139,6 +139,10 @@ class Ending(msgspec.Struct, array_like=True):
     error: str | None = None
     deadline_s: float | None = None
     killed: bool = False
+    began_s: float = 0.0
+    #: `farewell.settled` when it began.
+    settled_before: tuple[int, int, int] = (0, 0, 0)
+    killed_workers: int = 0
 
 
 class LatencyHistogram:
