@@ -12,6 +12,7 @@ from muster.bus import groups
 from muster.bus.delivery import Delivery, Receipt
 from muster.bus.envelope import outgoing, put_caused
 from muster.bus.group_commit import GroupCommit
+from muster.bus.locking import Locking
 from muster.bus.upkeep import Upkeep
 from muster.bus.waiting import LOOK_AGAIN_S, Waiters, set_done, wait_for_room
 from muster.core import limits
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 _TURN = 64
 
 
-class Bus:
+class Bus(Locking):
     """An identity's side of the bus. Make one with `muster.join` or `Bus.open`; use it in the loop that opened it."""
 
     def __init__(self, transport: Transport, *, store: Path | None = None) -> None:
@@ -45,8 +46,7 @@ class Bus:
         self._in_hand: set[Inbound] = set()
         self._local: deque[Inbound] = deque()  # given back, or control messages met while pumping replies
         self._asks: dict[str, asyncio.Future[Message | None]] = {}
-        self._receivers = Waiters()
-        self._ack_waiters = Waiters()
+        self._receivers, self._ack_waiters = Waiters(), Waiters()
         self._awaited: dict[tuple[str, bool], list[int]] = {}  # numbers whose verdict is awaited, per lane
         self._in_row, self._told = 0, False
         self._wakers: list[Callable[[], None]] = []

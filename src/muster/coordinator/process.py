@@ -11,6 +11,7 @@ import gc
 from typing import TYPE_CHECKING
 
 from muster.coordinator.grants import Grants
+from muster.coordinator.locks.watch import HolderWatch
 from muster.coordinator.resizing import Resizer
 from muster.coordinator.services import Pinger, Service
 from muster.coordinator.status import StatusTeller, expected
@@ -57,7 +58,7 @@ class Coordinator:
 
     def services(self) -> list[Service]:
         """Started in this order, stopped in reverse."""
-        return [self.health, *([self.pinger] if self.pinger is not None else [])]
+        return [self.health, HolderWatch(self.shell), *([self.pinger] if self.pinger is not None else [])]
 
     async def end(self, finish: ev.Finish) -> int:
         """The machine is done: last words, and the exit status."""

@@ -73,6 +73,8 @@ class Shell:
         self.on_message: dict[str, Callable[[Delivery], None]] = {}
         #: Carries out that the fleet has another number of agents.
         self.resize: Callable[[ev.FleetResized], None] = lambda _effect: None
+        #: Set by the service that watches processes which hold locks.
+        self.watch_holder: Callable[[ev.WatchHolder], None] = lambda _holder: None
         self.wake = asyncio.Event()
         self.intake = Intake(self)
         self._pending: dict[str, deque[ev.Post]] = {}
@@ -238,6 +240,8 @@ class Shell:
             self.finish = effect
         elif isinstance(effect, ev.Noted):
             self.notes.write(effect.event, **effect.facts)
+        elif isinstance(effect, ev.WatchHolder):
+            self.watch_holder(effect)
         elif isinstance(effect, ev.FleetResized):
             self.resize(effect)
         elif self.control is None:
