@@ -20,7 +20,20 @@ from muster.agent.outbox import Outbox
 from muster.agent.status import boottime_ms
 from muster.core import limits
 from muster.core.names import COORDINATOR
-from muster.core.protocol import Assign, Cancel, Drain, Drained, Edges, Ping, Pong, Ready, Refused, Result, RollCall
+from muster.core.protocol import (
+    Assign,
+    Cancel,
+    Drain,
+    Drained,
+    Edges,
+    Ping,
+    Pong,
+    Ready,
+    Refused,
+    Result,
+    ResultRefused,
+    RollCall,
+)
 from muster.errors import BodyEncodingError, BusError, MusterError
 from muster.supervise.tree import start_time_of
 
@@ -82,6 +95,7 @@ class Runner:
             "agent.roll_call": (RollCall, self._roll_call),
             "agent.drain": (Drain, self._drain),
             "agent.ping": (Ping, self._ping),
+            "task.result.refused": (ResultRefused, self._result_refused),
             "agent.edges": (Edges, self._edges),
         }
 
@@ -216,6 +230,9 @@ class Runner:
                 held.begin()
                 self._ended_early(held)
                 return
+
+    def _result_refused(self, _refused: ResultRefused, _delivery: Delivery) -> None:
+        self.registry.count("muster_results_refused_total")
 
     def _roll_call(self, call: RollCall, _delivery: Delivery) -> None:
         self.outbox.post(self._ready(call.nonce))

@@ -22,11 +22,7 @@ def answer(bus: Bus, record: Record, result: Result | None) -> None:
     At least once: after a crash of the coordinator the answer may come again, and the asker's bus drops it as late. An asker who is
     gone, or whose inbox is full, gets none; the end itself is in the log either way.
     """
-    line = (
-        line_of(record.input, record.agent, result)
-        if result is not None
-        else line_without_result(record.number, record.attempt, record.agent, record.input, record.evidence)
-    )
+    line = line_of(record.input, record.agent, result) if result is not None else line_without_result(record)
     asked = record.source.partition(":")[2]
     with contextlib.suppress(MusterError):
         bus.post(

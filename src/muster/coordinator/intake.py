@@ -22,16 +22,17 @@ if TYPE_CHECKING:
     from muster.coordinator.shell import Shell
 
 #: Characters of a failed attempt's last words that go into the log.
-DETAIL_MAX = 200
+DETAIL_MAX = 500
 
 #: Every ask that changes something (see `asks`). Each part of the coordinator brings its own.
 RULES: Rules = {**locks.RULES, **supervising.RULES, **scaling.RULES}
 
-ResultsOfTurn = dict[tuple[int, int], tuple[Result, "Delivery"]]
+#: By number, attempt and sender: whatever somebody else says of an attempt must not stand in the way of its holder's word.
+ResultsOfTurn = dict[tuple[int, int, str], tuple[Result, "Delivery"]]
 
 
 class Intake:
-    """What a turn has taken in: facts in order, results by (number, attempt), deliveries to ack once all is carried out."""
+    """What a turn has taken in: facts in order, results, deliveries to ack once all is carried out."""
 
     def __init__(self, shell: Shell) -> None:
         self._shell = shell
@@ -47,6 +48,7 @@ class Intake:
             "task": self._task,
             "agent.ready": self._ready,
             "task.refused": self._refused,
+            "task.result.refused": self._noticed,
             "agent.drained": self._drained,
             "run.input_end": self._input_end,
             "fleet.stop": self._stop,
@@ -84,8 +86,8 @@ class Intake:
         shell = self._shell
         if shell.recorder.again(result, delivery):
             return
-        key = (result.number, result.attempt)
-        if key in self.results:  # the same attempt twice in one turn: one is enough
+        key = (result.number, result.attempt, delivery.sender)
+        if key in self.results:  # the same again in one turn: one is enough
             self.acks.append(delivery)
             return
         self.results[key] = (result, delivery)
@@ -142,6 +144,9 @@ class Intake:
             )
         )
         self.acks.append(delivery)
+
+    def _noticed(self, delivery: Delivery) -> None:
+        self.acks.append(delivery)  # said to a team, and counted by the root
 
     def _drained(self, delivery: Delivery) -> None:
         drained: Drained = delivery.decode(Drained)

@@ -6,6 +6,7 @@ with what the replay decided, so its line is written if it is missing and never 
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Protocol
 
 from muster.coordinator.answers import answer
@@ -84,6 +85,8 @@ class Recording:
         self.unrecorded: dict[int, str] = {}
         self.recorded_twice = 0
         self._recorded = Outcomes()
+        #: How often tasks were retried after their end: so many lines more are meant to be there.
+        self.retries: dict[int, int] = {}
 
     @property
     def waiting(self) -> int:
@@ -108,11 +111,12 @@ class Recording:
     def compare(self, base_bytes: int) -> None:
         """Find out which records of the replay are not in the results file. Raises ResultsFileError."""
         if self.results is not None and self.results.is_regular:
-            self._missing = set(self._replayed).difference(self.results.numbers_behind(base_bytes))
+            lines, retries = Counter(self.results.numbers_behind(base_bytes)), self.retries
+            self._missing = {number for number in self._replayed if lines[number] <= retries.get(number, 0)}
 
     def go_on(self) -> None:
-        dead = [r for r in self._replayed.values() if r.outcome == "dead" and r.number in self._missing]
-        lines = [line_without_result(r.number, r.attempt, r.agent, r.input, r.evidence) for r in dead]
+        dead = [r for r in self._replayed.values() if not r.has_result and r.number in self._missing]
+        lines = [_line(record, None) for record in dead]
         if lines and self._write(lines):
             self._missing.difference_update(record.number for record in dead)
 
@@ -130,17 +134,14 @@ class Recording:
         lines: list[bytes] = []
         ended: list[tuple[Record, Result | None, Delivery | None]] = []
         for record in records:
-            result, delivery = results.pop((record.number, record.attempt), (None, None))
+            result, delivery = results.pop((record.number, record.attempt, record.agent), (None, None))
             ended.append((record, result, delivery))
             # Counted, not assumed: the report says how many tasks were recorded twice.
-            self.recorded_twice += self._recorded.get(record.number)
-            self._recorded.set(record.number, 1)
+            before = self._recorded.get(record.number)
+            self.recorded_twice += before > self.retries.get(record.number, 0)
+            self._recorded.set(record.number, min(before + 1, 255))
             if self.results is not None:
-                lines.append(
-                    line_of(record.input, doer(record, result), result)
-                    if result is not None
-                    else line_without_result(record.number, record.attempt, record.agent, record.input, record.evidence)
-                )
+                lines.append(_line(record, result))
         if lines and not self._write(lines):
             for record, _, _ in ended:
                 self.unrecorded[record.number] = record.outcome
@@ -152,7 +153,7 @@ class Recording:
             self.outputs.end(record.number, body, delivery)
             if body is None and result is not None:
                 forget_files(result)
-        for result, delivery in results.values():  # attempts that end nothing: to be tried again, or stale
+        for result, delivery in results.values():  # attempts that end nothing: to be tried again
             forget_files(result)
             delivery.ack()
 
@@ -180,6 +181,12 @@ class Recording:
                 self._failed(error.message)
             return False
         return True
+
+
+def _line(record: Record, result: Result | None) -> bytes:
+    if result is not None:
+        return line_of(record.input, doer(record, result), result)
+    return line_without_result(record)
 
 
 def doer(record: Record, result: Result) -> str:

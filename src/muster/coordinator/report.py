@@ -41,7 +41,8 @@ def build(
     began_s = wait_began_s(state.started_s, told_start_s)
     unrecorded = Counter(recording.unrecorded.values())
     done = counters.done - unrecorded["done"]
-    failed = counters.failed + counters.dead - unrecorded["failed"] - unrecorded["dead"]
+    ended_badly = counters.failed + counters.dead + counters.cancelled
+    failed = ended_badly - sum(unrecorded[how] for how in ("failed", "dead", "cancelled"))
     recorded, duplicates = _recorded(shell, recording, done + failed)
     pss = list(health.pss_bytes.values())
     rtt_ms = pinger.rtt_ms() if pinger is not None else {}
@@ -67,6 +68,9 @@ def build(
         "worker_deaths": counters.worker_deaths,
         "handed_back": counters.handed_back,
         "stale_refused": counters.stale_refused,
+        "forged_refused": counters.forged_refused,
+        "cancelled": counters.cancelled,
+        "retried": counters.retried,
         "coordinator_restarts": counters.coordinator_restarts,
         "outputs_dropped": recording.outputs.dropped,
         "pings_lost": pinger.lost if pinger is not None else 0,
@@ -82,7 +86,8 @@ def _recorded(shell: Shell, recording: Recording, counted: int) -> tuple[int, in
         lines = Counter(recording.results.numbers_behind(shell.machine.state.results_base_bytes))
     except ResultsFileError:
         return counted, recording.recorded_twice
-    return len(lines), sum(count > 1 for count in lines.values())
+    retries = shell.machine.state.retries
+    return len(lines), sum(count > 1 + retries.get(number, 0) for number, count in lines.items())
 
 
 def _quantiles(found: dict[str, float]) -> dict[str, float | None]:

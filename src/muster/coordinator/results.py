@@ -13,13 +13,16 @@ import re
 import stat
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from muster.core import limits
 from muster.core.protocol import Result
 from muster.errors import ResultsFileError
+
+if TYPE_CHECKING:
+    from muster.coordinator.events import Record
 
 _READ_BYTES = 1 << 20
 #: `task` is the first key of every line; strings cannot hold a raw line break, so a line start is never data.
@@ -85,10 +88,18 @@ def line_of(input_: Any, agent: str, result: Result) -> bytes:
     return _encode(line)
 
 
-def line_without_result(number: int, attempt: int, agent: str, input_: Any, evidence: list[str]) -> bytes:
-    """The line of a task that was given up without a result of its own: a dead letter with its evidence."""
-    line = Line(task=number, input=input_, attempt=attempt, agent=agent, outcome="dead", evidence=evidence)
-    line.error = {"code": "task.dead", "message": evidence[-1] if evidence else "given up"}
+def line_without_result(record: Record) -> bytes:
+    """The line of a task that ended without a result of its own: given up, or cancelled, with the evidence."""
+    line = Line(
+        task=record.number,
+        input=record.input,
+        attempt=record.attempt,
+        agent=record.agent,
+        outcome=record.outcome,
+        evidence=record.evidence,
+    )
+    how = "given up" if record.outcome == "dead" else record.outcome
+    line.error = {"code": f"task.{record.outcome}", "message": record.evidence[-1] if record.evidence else how}
     return _encode(line)
 
 

@@ -42,6 +42,7 @@ class Root(Coordinator):
         run = spec.run
         outputs = OutputFlow(shell.bus, store, keep_order=run is not None and run.keep_order, is_shown=run is not None)
         self.recording = Recording(shell.bus, outputs, shell.notes, shell.recording_failed)
+        self.recording.retries = shell.machine.state.retries
         self.recording.recover(records)
         shell.recorder = self.recording
         shell.on_message["team.noted"] = self._note_of_team

@@ -78,7 +78,7 @@ class ProgressTeller(_Loop):
         """The run as it is now."""
         state, now_s = self._shell.machine.state, self._shell.clock.now_s()
         counters = state.counters
-        failed = counters.failed + counters.dead
+        failed = counters.failed + counters.dead + counters.cancelled
         ended = counters.done + failed
         rate = self._rate(now_s, ended)
         total = counters.submitted if state.input_ended else None
@@ -120,7 +120,7 @@ class ProgressTeller(_Loop):
             state = self._shell.machine.state
             counters = state.counters
             now = (
-                counters.submitted, counters.done, counters.failed, counters.dead, state.held, state.ready, counters.restarts,
+                counters.submitted, counters.done, counters.failed, counters.dead, counters.cancelled, state.held, state.ready, counters.restarts,
                 int(state.input_ended),
             )  # fmt: skip
             if now != self._last or pause_s >= PROGRESS_IDLE_S:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from muster.coordinator import events as ev
 from muster.coordinator.intake import Intake
+from muster.coordinator.rejecting import reject
 from muster.core.orders import ExitSeen, StopFleet, WorkerList
 from muster.core.orders import KillWorker as KillOrder
 from muster.core.orders import SpawnWorker as SpawnOrder
@@ -139,6 +140,9 @@ class Shell:
             self.log.append(facts)
         except StoreFullError:
             await self._until_logged()
+        for effect in effects:
+            if isinstance(effect, ev.Rejected):
+                reject(self.bus, effect, results)
         records = [effect for effect in effects if isinstance(effect, ev.Record)]
         if records or results:
             self.recorder.record(records, results)
@@ -154,7 +158,7 @@ class Shell:
             if self.control is not None:
                 self.control.send(seen)
         self.recorder.after_turn()
-        if self.log.snapshot_due(len(self.machine.state.tasks)) and self.may_snapshot:
+        if self.log.snapshot_due(len(self.machine.state.tasks) + len(self.machine.state.kept)) and self.may_snapshot:
             self.log.write_snapshot(self.machine.state)
 
     @property

@@ -110,7 +110,7 @@ class Upstream:
 
     def record(self, records: list[ev.Record], results: ResultsOfTurn) -> None:
         for record in records:
-            result, delivery = results.pop((record.number, record.attempt), (None, None))
+            result, delivery = results.pop((record.number, record.attempt, record.agent), (None, None))
             if result is None or delivery is None:
                 self._say_end(record)
             else:

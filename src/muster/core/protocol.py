@@ -136,6 +136,7 @@ class Assign(msgspec.Struct, frozen=True, kw_only=True):
     incarnation: int
     input: Any
     timeout_s: float | None = None
+    session: str = ""  # of an earlier attempt
 
 
 class Cancel(msgspec.Struct, frozen=True, kw_only=True):
@@ -181,14 +182,15 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     """`task.result`, agent -> coordinator: an attempt ended and its process tree is gone.
 
     Outcomes: `done`; `failed` (non-zero exit, exception); `timeout`; `cancelled`; `killed` (died by a signal nobody of muster
-    sent: counts as failed); `died` (with its worker; said by a team of its agent, `error` tells how).
+    sent: counts as failed); `died` (with its worker; said by a team of its agent, `error` tells how); `limited` (a vendor's limit
+    was hit: counts as nothing, and is tried again after `resets_in_s`).
     Old or unknown attempts are refused as stale and counted. `started_unix_s` is wall time.
     """
 
     number: int
     attempt: int
     incarnation: int
-    outcome: Literal["done", "failed", "timeout", "cancelled", "killed", "died"]
+    outcome: Literal["done", "failed", "timeout", "cancelled", "killed", "died", "limited"]
     exit_status: int | None = None
     signal: int | None = None
     value: Any = None
@@ -202,6 +204,10 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     started_unix_s: float = 0.0
     duration_s: float = 0.0
     agent: str = ""  # said by a team: which of its agents worked on it
+    session: str = ""  # of a coding command line: the next attempt goes on with it
+    tokens: int = 0
+    cost_usd: float | None = None
+    resets_in_s: float | None = None
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True):
@@ -211,6 +217,15 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int
     incarnation: int
     reason: Literal["drain", "stale"]
+
+
+class ResultRefused(msgspec.Struct, frozen=True, kw_only=True):
+    """`task.result.refused`, coordinator -> agent: a result came too late (`task.stale_attempt`): the attempt was over; it was counted."""
+
+    number: int
+    attempt: int
+    code: str
+    message: str
 
 
 class Drained(msgspec.Struct, frozen=True, kw_only=True):
@@ -380,6 +395,7 @@ TYPES: dict[str, type[msgspec.Struct]] = {
     "agent.ready": Ready,
     "task.result": Result,
     "task.refused": Refused,
+    "task.result.refused": ResultRefused,
     "agent.drained": Drained,
     "health.changed": HealthChanged,
     "metrics.snapshot": MetricsSnapshot,
