@@ -171,10 +171,10 @@ def _parse(line: bytes, source: str) -> dict[str, Any]:
     return {"at": None, "source": source, "line": text}
 
 
-def last_event(store: Path, name: str) -> dict[str, Any] | None:
-    """The newest event called `name` in the coordinator's notes."""
+def last_event(store: Path, name: str, after: Marks | None = None) -> dict[str, Any] | None:
+    """The newest event called `name` in the coordinator's notes, or None if there is none behind the marks `after`."""
     found = None
-    for line in _Series("coordinator", (store / EVENTS,)).lines():
+    for line in _Series("coordinator", (store / EVENTS,), dict(after or {})).lines():
         entry = _parse(line, "coordinator")
         found = entry if entry.get("event") == name else found
     return found

@@ -19,26 +19,20 @@ from muster.cli.output import print_json
 def command(name: str | None, as_json: bool, store: str | None, fleet: str | None, now: bool, wait: str) -> int:
     """Bring the fleet NAME (or --fleet) down, and wait until nothing of it is left.
 
-    Work in hand may finish within the fleet's grace; what has not begun is handed back. Messages that nobody read are kept for the next
-    start.
+    Work in hand may finish within the fleet's grace; what has not begun is handed back. Tasks that are not finished and messages that nobody
+    read are kept for the next start. The last line says how many of each.
     """
-    from muster.bus.store import unread
-    from muster.fleet import places, up
-    from muster.fleet.durations import format_duration, parse_duration
-    from muster.fleet.logs import last_event
+    from muster.fleet import farewell, logs, places, up
+    from muster.fleet.durations import parse_duration
 
     found = places.chosen(name or fleet, store)
+    marks = logs.marks(found.store)
     started_at = time.monotonic()
     status = up.down(found, now=now, timeout_s=parse_duration(wait, "--wait"))
     took_s = time.monotonic() - started_at
-    ended = last_event(found.store, "fleet.ended") or {}
-    kept = unread(found.store) if found.store.exists() else 0
-    facts = {key: value for key, value in ended.items() if key not in ("at", "event", "source")}
+    facts = farewell.farewell(found.store, marks)
     if as_json:
-        print_json(
-            {"fleet": found.name, "exit_status": status, "took_s": round(took_s, 3), "unread_kept": kept, **facts}
-        )
+        print_json({"fleet": found.name, "took_s": round(took_s, 3), **facts, "exit_status": status})
     else:
-        note = f"; {kept} unread messages are kept for the next start" if kept else ""
-        sys.stdout.write(f"{found.name} is down ({format_duration(took_s)}){note}\n")
+        sys.stdout.write(farewell.sentence(found.name, took_s, facts) + "\n")
     return 0

@@ -33,7 +33,7 @@ def command(file: Path | None, as_json: bool, store: str | None, detach: bool, r
     In front, its events are printed line by line; Ctrl-C or SIGTERM brings it down orderly, a second one at once.
     Messages that were not read when it went down last time are still there.
     """
-    from muster.fleet import logs, places, up
+    from muster.fleet import farewell, logs, places, up
     from muster.fleet.durations import format_duration, parse_duration
 
     chosen = file or places.nearest_fleet_file(Path.cwd())
@@ -65,8 +65,21 @@ def command(file: Path | None, as_json: bool, store: str | None, detach: bool, r
     if detach:
         return 1 if missing else 0
 
+    began: list[float] = []
+
     def say(entry: dict[str, Any]) -> None:
+        if entry.get("event") in ("fleet.stopping", "fleet.draining"):
+            began.append(time.monotonic())
         sys.stdout.write((json.dumps(entry, default=str) if as_json else safe(logs.render(entry))) + "\n")
         sys.stdout.flush()
 
-    return up.watch(fleet, say)
+    status = up.watch(fleet, say)
+    left = farewell.farewell(fleet.store, fleet.log_marks)
+    took_s = time.monotonic() - began[0] if began else 0.0
+    if as_json:
+        print_json(
+            {"event": "fleet.down", "fleet": fleet.name, "took_s": round(took_s, 3), **left, "exit_status": status}
+        )
+    else:
+        sys.stdout.write(farewell.sentence(fleet.name, took_s, left) + "\n")
+    return status
