@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -132,5 +133,150 @@ def test_a_worker_that_hangs_before_it_is_ready_is_killed_and_started_again(worl
         (note,) = events(world, "worker.not_ready")
         assert (note["worker"], note["timeout_s"]) == ("sleeper", 1.0)
         assert agent(world, "sleeper")["incarnation"] == 2
+    finally:
+        down(world)
+
+
+HARBOUR = """
+[fleet]
+name = "harbour"
+profile = "development"
+retries = 0
+
+[agents.crane]
+count = {count}
+command = ["sh", "-c", "echo {input} $MUSTER_ATTEMPT >> begun; sleep 0.1; echo {input} >> ended"]
+"""
+
+
+class Load:
+    """Tasks that are sent while something else happens; at the end each has run exactly once."""
+
+    def __init__(self, world: World) -> None:
+        self.world, self.sent = world, 0
+
+    def send(self, count: int) -> None:
+        numbers = range(self.sent + 1, self.sent + count + 1)
+        body = json.dumps({"tasks": [[number, f"box-{number}"] for number in numbers]})
+        done = self.world.muster("send", "coordinator", "-t", "task.submit", "--json-body", body)
+        assert done.returncode == 0, done.stderr
+        self.sent += count
+
+    def assert_each_ran_once(self) -> None:
+        expected = sorted(f"box-{number}" for number in range(1, self.sent + 1))
+        ended = self.world.work / "ended"
+        eventually(lambda: status(self.world)["tasks"]["done"] == self.sent, PATIENCE_S, f"{self.sent} tasks are done")
+        assert sorted(ended.read_text().split()) == expected, "nothing lost, nothing twice"
+        begun = (self.world.work / "begun").read_text().splitlines()
+        assert sorted(line.split()[0] for line in begun) == expected, "nothing was begun twice"
+        told = status(self.world)
+        assert (told["tasks"]["failed"], told["tasks"]["dead"], told["counters"]["reassigned"]) == (0, 0, 0)
+
+
+def test_a_rolling_restart_of_ten_agents_under_load_loses_nothing_and_repeats_nothing(world: World) -> None:
+    up(world, HARBOUR.replace("{count}", "10"))
+    try:
+        load = Load(world)
+        load.send(300)
+        before = {row["agent"]: row["pid"] for row in status(world)["agents"]}
+        restarting = world.start("restart", "crane", "--json")
+        seen: list[int] = []
+
+        def is_over() -> bool:
+            seen.append(sum(row["state"] in ("ready", "busy") for row in status(world)["agents"]))
+            return restarting.poll() is not None
+
+        eventually(is_over, 2 * PATIENCE_S, "the rolling restart is over")
+        done = world.finish(restarting)
+        assert done.returncode == 0, done.stderr
+        told = json.loads(done.stdout)
+        assert (told["is_done"], told["total"], told["quarantined"]) == (True, 10, [])
+        after = {row["agent"]: row for row in status(world)["agents"]}
+        assert all(after[name]["pid"] not in (None, pid) for name, pid in before.items()), (
+            "every worker is another process"
+        )
+        assert all(row["restarts"] == 0 for row in after.values()), "a replacement uses up no restart"
+        assert min(seen) >= 9, f"at most one of ten was away at a time: {seen}"
+        load.assert_each_ran_once()
+        assert len(events(world, "worker.recycling")) == 10
+        assert events(world, "worker.exited") == []
+    finally:
+        down(world)
+
+
+def test_a_fleet_grows_and_shrinks_under_load(world: World) -> None:
+    up(world, HARBOUR.replace("{count}", "4"))
+    try:
+        load = Load(world)
+        load.send(150)
+        grown = world.muster("scale", "crane=8", "--json")
+        assert grown.returncode == 0, grown.stderr
+        told = json.loads(grown.stdout)
+        assert (told["before"], told["after"], told["is_done"]) == ({"crane": 4}, {"crane": 8}, True)
+        names = [row["agent"] for row in status(world)["agents"]]
+        assert names == [f"crane-{n}" for n in range(1, 9)]
+        load.send(100)
+        shrunk = world.muster("scale", "crane=2")
+        assert (shrunk.returncode, shrunk.stdout.splitlines()[0]) == (0, "crane: 8 → 2 agents")
+        left = status(world)
+        assert [row["agent"] for row in left["agents"]] == ["crane-1", "crane-2"]
+        assert (left["verdict"], left["supervision"]["scaled"]) == ("healthy", {"crane": 2})
+        assert sum(row["role"] == "worker" for row in world.ps()) == 2, "the others have ended"
+        load.assert_each_ran_once()
+        assert world.muster("send", "crane-8", "for later").returncode == 0, "its inbox stays"
+        os.kill(world.pid_of("coordinator"), signal.SIGKILL)
+        eventually(lambda: status(world).get("coordinator_restarts") == 1, PATIENCE_S, "a new coordinator")
+        assert [row["agent"] for row in status(world)["agents"]] == ["crane-1", "crane-2"], "it knows the new size"
+        assert world.muster("scale", "crane=3").returncode == 0
+        third = agent(world, "crane-3")
+        assert third["incarnation"] == 2, "incarnations never repeat"
+    finally:
+        down(world)
+
+
+@pytest.mark.parametrize(
+    ("words", "status_of", "said"),
+    [
+        (("scale", "crain=3"), 2, "did you mean 'crane'"),
+        (("scale", "crane=0"), 2, "1 to 10,000"),
+        (("scale", "crane"), 2, "KIND=COUNT"),
+        (("restart", "crane-9"), 2, "crane-9"),
+        (("restart", "--grace", "soon"), 2, "--grace"),
+    ],
+)
+def test_a_wrong_order_is_one_sentence_and_changes_nothing(
+    world: World, words: tuple[str, ...], status_of: int, said: str
+) -> None:
+    up(world, HARBOUR.replace("{count}", "2"))
+    try:
+        refused = world.muster(*words)
+        assert (refused.returncode, refused.stdout) == (status_of, "")
+        assert said in refused.stderr
+        assert refused.stderr.count("\n") == 1
+        assert [row["incarnation"] for row in status(world)["agents"]] == [1, 1]
+    finally:
+        down(world)
+
+
+TALKERS = """
+[fleet]
+name = "harbour"
+profile = "development"
+
+[agents.talker]
+count = 1
+command = ["sh", "-c", "PYTHON -m muster.cli.entry send {input} hello 2>> said || echo refused >> said"]
+"""
+
+
+def test_agents_that_joined_earlier_may_write_to_those_that_came_later(world: World) -> None:
+    up(world, TALKERS.replace("PYTHON", sys.executable))
+    try:
+        assert world.muster("scale", "talker=2").returncode == 0
+        reply = world.muster("ask", "coordinator", "talker-2", "--type", "task@talker", "--json")
+        assert json.loads(reply.stdout)["body"]["agent"] == "talker", "the one that was there first"
+        assert not (world.work / "said").exists() or (world.work / "said").read_text() == ""
+        depths = {row["agent"]: row["inbox_depth"] for row in json.loads(world.muster("ls", "--json").stdout)}
+        assert depths["talker-2"] == 1
     finally:
         down(world)

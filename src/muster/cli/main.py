@@ -30,7 +30,9 @@ VERBS: dict[str, str] = {
     "dead": "List, show, redrive and drop dead letters.",
     "fsck": "Check a fleet's store, and repair it.",
     "retire": "Take an agent off the roster, and keep what waits for it.",
+    "guide": "Print what to tell agents about the bus.",
     "doctor": "Check this machine, and find what crashed fleets left behind.",
+    "scale": "Have more agents of a kind, or fewer, while the fleet runs.",
     "restart": "Start workers anew, few at a time, without losing work.",
     "version": "Print the version.",
 }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -53,7 +53,7 @@ class Worker(msgspec.Struct, array_like=True):
 
     name: str
     agents: list[str]
-    restart: str
+    restart: Literal["always", "on_failure", "never"]
     state: str = ABSENT
     incarnation: int = 0
     pid: int = 0
@@ -128,6 +128,7 @@ class Counters(msgspec.Struct, array_like=True):
     cancelled: int = 0
     retried: int = 0
     forged_refused: int = 0
+    limited: int = 0
 
 
 class Ending(msgspec.Struct, array_like=True):

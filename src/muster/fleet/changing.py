@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from muster.core.protocol import FleetStatus, Restart, StatusAsk
+from muster.bus.store import add_agent, read_spec
+from muster.core import limits
+from muster.core.protocol import FleetStatus, Restart, Scale, StatusAsk
 from muster.errors import AskTimeoutError, BusError, FleetNotRunningError
 from muster.fleet import asking
 
 if TYPE_CHECKING:
+    from muster.core.protocol import AgentStatus
     from muster.fleet.places import Fleet
 
 #: Pause between two looks, and how long one answer may take.
 LOOK_S, ANSWER_S = 0.25, 5.0
+#: States of an agent that has not joined.
+_UNREADY = ("starting", "dead", "quarantined", "stopped", "absent")
 
 
 def restart(
@@ -30,7 +36,8 @@ def restart(
     facts = asking.order(fleet, Restart(names=names, grace_s=grace_s))
     workers = list(facts["workers"])
     quarantined: list[str] = []
-    for told in _looks(fleet, wait_s):
+    for status in _looks(fleet, wait_s):
+        told = status.supervision
         pending = {*told.get("away", ()), *told.get("to_recycle", ())} & set(workers)
         quarantined = [name for name in told.get("quarantined", ()) if name in workers and name not in pending]
         show(len(workers) - len(pending), len(workers))
@@ -39,12 +46,47 @@ def restart(
     return {**facts, "is_done": False, "quarantined": quarantined}
 
 
-def _looks(fleet: Fleet, wait_s: float) -> Iterator[dict[str, Any]]:
+def scale(fleet: Fleet, counts: dict[str, int], *, wait_s: float) -> dict[str, Any]:
+    """Have so many agents of these kinds, and wait until the new ones are ready and the others have ended.
+
+    Returns the counts `before` and `after`, and whether all of it has happened (`is_done`).
+
+    Raises:
+        RosterFullError: The store has no room for so many identities; nothing was changed.
+        FleetNotRunningError, UnknownAgentError, UsageError, AskTimeoutError: As `asking.order` says; nothing was changed.
+    """
+    _make_room(fleet, counts)
+    facts = asking.order(fleet, Scale(counts=counts))
+    for told in _looks(fleet, wait_s, with_agents=True):
+        there = Counter(kind_name(agent, counts) for agent in told.agents if agent.state not in _UNREADY)
+        if not told.supervision.get("retiring") and all(there[kind] >= count for kind, count in counts.items()):
+            return {**facts, "is_done": True}
+    return {**facts, "is_done": False}
+
+
+def kind_name(agent: AgentStatus, kinds: Iterable[str]) -> str:
+    """Which of `kinds` an agent belongs to, by its id; "" for none."""
+    base, dash, number = agent.agent.rpartition("-")
+    if agent.agent in kinds:
+        return agent.agent
+    return base if dash and number.isdecimal() and base in kinds else ""
+
+
+def _make_room(fleet: Fleet, counts: dict[str, int]) -> None:
+    """Put the identities on the roster before anything is changed: here it shows whether there is room for them."""
+    for kind in read_spec(fleet.store).agents:
+        count = counts.get(kind.name, 0)
+        if count > kind.count and (kind.command or kind.handler) and count <= limits.AGENTS_PER_KIND_MAX:
+            for agent in kind.resized(count).agent_ids()[kind.count :]:
+                add_agent(fleet.store, agent)
+
+
+def _looks(fleet: Fleet, wait_s: float, *, with_agents: bool = False) -> Iterator[FleetStatus]:
     """What the coordinator tells of its workers, until `wait_s` is over. A coordinator that is being started anew is waited for."""
     deadline = time.monotonic() + wait_s
     while time.monotonic() < deadline:
         try:
-            told = asking.ask(fleet, StatusAsk(agents=False), FleetStatus, min(ANSWER_S, wait_s))
+            told = asking.ask(fleet, StatusAsk(agents=with_agents), FleetStatus, min(ANSWER_S, wait_s))
         except AskTimeoutError:
             continue
         except BusError as error:  # somebody else is the operator for a moment
@@ -53,5 +95,5 @@ def _looks(fleet: Fleet, wait_s: float) -> Iterator[dict[str, Any]]:
         else:
             if told.state != "running":
                 raise FleetNotRunningError(f"the fleet {fleet.name!r} is coming to its end", fleet=fleet.name)
-            yield told.supervision
+            yield told
         time.sleep(LOOK_S)
