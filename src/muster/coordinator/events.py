@@ -10,16 +10,43 @@ Facts are past tense, tagged arrays; a tag is never used for anything else again
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal, TypeAlias
+from typing import Literal
 
 import msgspec
 
+from muster.coordinator.effects import (
+    Effect,
+    Finish,
+    FleetResized,
+    Handlers,
+    KillWorker,
+    Noted,
+    Post,
+    Record,
+    Rejected,
+    SpawnWorker,
+    WatchHolder,
+)
 from muster.core import limits
 from muster.core.protocol import TaskInput
 from muster.core.spec import ChildSpec
 
-Outcome = Literal["done", "failed", "timeout", "cancelled", "killed", "died"]
+#: Effects stand in a module of their own, and are read beside the facts that they follow from.
+__all__ = [
+    "Effect",
+    "Finish",
+    "FleetResized",
+    "Handlers",
+    "KillWorker",
+    "Noted",
+    "Post",
+    "Record",
+    "Rejected",
+    "SpawnWorker",
+    "WatchHolder",
+]
+
+Outcome = Literal["done", "failed", "timeout", "cancelled", "killed", "died", "limited"]
 
 # --------------------------------------------------------------------------- facts
 
@@ -118,7 +145,10 @@ class AgentReady(Fact, frozen=True, tag=6):
 
 
 class TaskEnded(Fact, frozen=True, tag=7, gc=False):
-    """An attempt ended and its process tree is gone. `detail`: the end of what it said on failure."""
+    """An attempt ended and its process tree is gone. `detail`: the end of what it said on failure.
+
+    `retry_in_s` belongs to `limited`; `session` is what the next attempt goes on with.
+    """
 
     agent: str
     number: int
@@ -128,6 +158,10 @@ class TaskEnded(Fact, frozen=True, tag=7, gc=False):
     exit_status: int | None = None
     signal: int | None = None
     detail: str = ""
+    retry_in_s: float = 0.0
+    session: str = ""
+    tokens: int = 0
+    cost_usd: float | None = None
 
 
 class TaskRefused(Fact, frozen=True, tag=8, gc=False):
@@ -341,97 +375,3 @@ AnyFact = (
     | RestartRequested
     | FleetScaled
 )
-
-# --------------------------------------------------------------------------- effects
-
-
-class Post(msgspec.Struct):
-    """Send `body` to agent `to`. With a `message_id`, sending it again after a crash adds no second copy.
-
-    `answers`: the id (hex) of the ask that this is the reply to; replies are control messages.
-    """
-
-    to: str
-    body: msgspec.Struct
-    message_id: str | None = None
-    is_control: bool = False
-    answers: str | None = None
-
-
-class Record(msgspec.Struct):
-    """Task `number` is over: write its line. `evidence` tells about attempts that left no result of their own.
-
-    `has_result`: the result of `agent` for this attempt is on its way, or was there.
-    """
-
-    number: int
-    attempt: int
-    agent: str
-    outcome: str
-    input: Any = None
-    evidence: list[str] = []
-    source: str = ""
-    asker: str = ""
-    has_result: bool = False
-
-
-class Rejected(msgspec.Struct):
-    """A result of `agent` is not believed: `code` and `message` of the error that it is."""
-
-    agent: str
-    number: int
-    attempt: int
-    code: str
-    message: str
-
-
-class SpawnWorker(msgspec.Struct):
-    """Ask the spawner for a worker."""
-
-    worker: str
-    incarnation: int
-
-
-class KillWorker(msgspec.Struct):
-    """Ask the spawner to signal a worker; `tree`: kill all of it and prove it."""
-
-    worker: str
-    incarnation: int
-    signal: int
-    tree: bool
-
-
-class FleetResized(msgspec.Struct):
-    """The fleet has so many agents of these kinds now: write that down where workers read it, and make `new` known to the others."""
-
-    counts: dict[str, int]
-    new: list[str]
-
-
-class Finish(msgspec.Struct):
-    """The fleet is over."""
-
-    exit_status: int
-    reason: Literal["complete", "halted", "stopped", "error"]
-    error: str | None = None
-
-
-class Noted(msgspec.Struct):
-    """Something a person may want to read about: an event name and its facts."""
-
-    event: str
-    facts: dict[str, Any]
-
-
-class WatchHolder(msgspec.Struct):
-    """Tell (`HoldersGone`) when this process has ended: locks are held in its name. Watching it twice is watching it once."""
-
-    pid: int
-    start_time: int
-    namespace: int
-
-
-Effect = FleetResized | Post | Record | Rejected | SpawnWorker | KillWorker | Finish | Noted | WatchHolder
-
-#: What a part of the machine brings: the facts it deals with. A handler changes the state and appends effects, nothing else.
-Handlers: TypeAlias = dict[type[Any], Callable[[Any, Any, list[Effect]], None]]
