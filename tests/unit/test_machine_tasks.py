@@ -70,14 +70,14 @@ def ended(machine, agent, number, attempt=1, outcome="done", incarnation=1, afte
         (QUEUED, "must_wait", BLOCKED), (QUEUED, "not_yet_due", DELAYED), (QUEUED, "cancelled", CANCELLED),
         (BLOCKED, "fulfilled", QUEUED), (BLOCKED, "impossible", DEAD), (BLOCKED, "cancelled", CANCELLED),
         (DELAYED, "impossible", DEAD), (DELAYED, "cancelled", CANCELLED), (ASSIGNED, "cancelled", CANCELLED),
-        (FAILED, "retried", QUEUED), (DEAD, "retried", QUEUED), (CANCELLED, "retried", QUEUED),
+        (FAILED, "retried", QUEUED), (DEAD, "retried", QUEUED), (CANCELLED, "retried", QUEUED), (ASSIGNED, "limited", DELAYED),
     ],
 )  # fmt: skip
 def test_the_table_holds_exactly_these_moves(state, cause, after):
     task = Task(1, None, "", None, state)
     task.move(cause)
     assert task.state == after
-    assert len(TRANSITIONS) == 22
+    assert len(TRANSITIONS) == 23
 
 
 @pytest.mark.parametrize(
@@ -306,3 +306,26 @@ def test_a_hundred_thousand_tasks_are_decided_in_a_few_seconds_however_many_agen
                 done += 1
     assert done == 3000
     assert looks < 8 * done
+
+
+def test_a_vendors_limit_is_nobodys_failure_and_the_session_goes_on():
+    machine = fleet(workers=1, attempts_max=1)
+    submit(machine, 1)
+    out = machine.apply(
+        ev.TaskEnded(
+            machine.state.now_s, "w-1", 1, 1, 1, "limited", 1, retry_in_s=60.0, session="s-1", detail="resets at noon"
+        )
+    )
+    task = machine.state.tasks[1]
+    assert (task.state, task.failures, machine.state.counters.limited, machine.state.counters.attempts_failed) == (
+        "delayed",
+        0,
+        1,
+        0,
+    )
+    assert not [effect for effect in out if isinstance(effect, (ev.Record, ev.Post))]
+    assert "limited for 60 s. resets at noon" in task.evidence[0]
+    due = machine.due_s()
+    assert due == machine.state.now_s + 60.0
+    (post,) = [effect for effect in machine.apply(ev.TimePassed(due)) if isinstance(effect, ev.Post)]
+    assert (post.body.attempt, post.body.session) == (2, "s-1")

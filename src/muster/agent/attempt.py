@@ -56,12 +56,16 @@ class Attempt:
     pid: int = 0
     #: The limit that it passed: it ends as failed, with this as its error.
     breach: AttemptLimitError | None = None
+    #: What an earlier attempt left to go on with.
+    session: str = ""
+    #: Where it works, if that is a place of its own.
+    cwd: str | None = None
 
     @classmethod
     def of(cls, assign: Assign, default_timeout_s: float | None) -> Attempt:
         """The attempt that `assign` asks for; the kind's time limit holds when the task has none of its own."""
         timeout_s = assign.timeout_s if assign.timeout_s is not None else default_timeout_s
-        return cls(assign.number, assign.attempt, assign.input, timeout_s, assign.incarnation)
+        return cls(assign.number, assign.attempt, assign.input, timeout_s, assign.incarnation, session=assign.session)
 
     @property
     def key(self) -> tuple[int, int]:
@@ -93,12 +97,16 @@ class Executor(Protocol):
 class Ending:
     """How an attempt ended, before it is put into words."""
 
-    outcome: Literal["done", "failed", "timeout", "cancelled", "killed"]
+    outcome: Literal["done", "failed", "timeout", "cancelled", "killed", "limited"]
     exit_status: int | None = None
     signal: int | None = None
     value: Any = None
     error: dict[str, Any] | None = None
     outputs: tuple[Captured, Captured] | None = field(default=None)
+    session: str = ""
+    tokens: int = 0
+    cost_usd: float | None = None
+    resets_in_s: float | None = None
 
 
 def result_of(attempt: Attempt, ending: Ending) -> Result:
@@ -115,6 +123,7 @@ def result_of(attempt: Attempt, ending: Ending) -> Result:
         exit_status=ending.exit_status, signal=ending.signal, value=ending.value, error=ending.error,
         stdout=out.head, stdout_bytes=out.bytes, stdout_file=out.file, stderr=err.head, stderr_bytes=err.bytes, stderr_file=err.file,
         started_unix_s=attempt.started_unix_s, duration_s=time.monotonic() - attempt.started_s,
+        session=ending.session, tokens=ending.tokens, cost_usd=ending.cost_usd, resets_in_s=ending.resets_in_s,
     )  # fmt: skip
 
 

@@ -81,6 +81,11 @@ def _task_ended(state: State, fact: TaskEnded, out: list[Effect]) -> None:
     if fact.outcome == "cancelled" and not state.plan.upstream:
         _ended_unfinished(state, task, out, has_result=True)
         return
+    if fact.session:
+        task.session = fact.session
+    if fact.outcome == "limited" and not state.plan.upstream:
+        _limited(state, task, fact, out)
+        return
     taken_s = state.now_s - task.assigned_s
     worked_s = state.now_s - max(task.assigned_s, agent.freed_s) if agent.slots == 1 else taken_s
     agent.freed_s = state.now_s
@@ -118,6 +123,20 @@ def _attempt_failed(state: State, task: Task, fact: TaskEnded, taken_s: float, o
         base_s = plan.backoff_s if task.backoff_s is None else task.backoff_s
         task.due_s = state.now_s + backoff_s(task.number, task.failures, base_s, plan.backoff_max_s)
         heappush(state.timers, (task.due_s, "task", task.number))
+
+
+def _limited(state: State, task: Task, fact: TaskEnded, out: list[Effect]) -> None:
+    """A vendor's limit was hit: nobody's failure. The task is tried again when it is over."""
+    state.counters.limited += 1
+    task.note(
+        f"attempt {task.attempt} on {task.agent}: limited for {fact.retry_in_s:.0f} s. {fact.detail}".rstrip(". ")
+    )
+    if task.is_cancelling:
+        cancelled(state, task, out, has_result=True)
+        return
+    task.move("limited")
+    task.due_s = state.now_s + fact.retry_in_s
+    heappush(state.timers, (task.due_s, "task", task.number))
 
 
 def _task_refused(state: State, fact: TaskRefused, out: list[Effect]) -> None:

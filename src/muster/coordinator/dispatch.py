@@ -82,6 +82,7 @@ def assignment(task: Task) -> Post:
         incarnation=task.incarnation,
         input=task.input,
         timeout_s=task.timeout_s,
+        session=task.session,
     )
     return Post(task.agent, body, f"assign-{task.number}-{task.attempt}-{task.incarnation}")
 

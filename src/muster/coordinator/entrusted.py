@@ -51,7 +51,9 @@ def _entrusted(state: State, fact: TasksEntrusted, out: list[Effect]) -> None:
         if state.phase != st.RUNNING:
             _give_back(state, Record(number, attempt, "", REFUSED), out)
             continue
-        state.tasks[number] = task = Task(number, given.input, "", given.timeout_s, attempt=attempt - 1)
+        state.tasks[number] = task = Task(
+            number, given.input, "", given.timeout_s, attempt=attempt - 1, session=given.session
+        )
         state.counters.submitted += 1
         enqueue(state, task)
     if state.kinds_out:

@@ -94,7 +94,18 @@ class Intake:
         detail = "" if result.outcome == "done" else _last_words(result)
         attempt = delivery.sender, result.number, result.attempt, result.incarnation
         self.facts.append(
-            ev.TaskEnded(shell.clock.now_s(), *attempt, result.outcome, result.exit_status, result.signal, detail)
+            ev.TaskEnded(
+                shell.clock.now_s(),
+                *attempt,
+                result.outcome,
+                result.exit_status,
+                result.signal,
+                detail,
+                result.resets_in_s or 0.0,
+                result.session,
+                result.tokens,
+                result.cost_usd,
+            )
         )
 
     def _submit(self, delivery: Delivery) -> None:

@@ -30,6 +30,7 @@ TRANSITIONS: dict[tuple[str, str], str] = {
     (DELAYED, "cancelled"): CANCELLED,
     (ASSIGNED, "done"): DONE,
     (ASSIGNED, "failed_again"): DELAYED,
+    (ASSIGNED, "limited"): DELAYED,
     (ASSIGNED, "failed_finally"): FAILED,
     (ASSIGNED, "died"): QUEUED,
     (ASSIGNED, "died_finally"): DEAD,
@@ -91,6 +92,8 @@ class Task(msgspec.Struct, array_like=True):
     past: tuple[tuple[int, str], ...] = ()
     #: When it was over, while it is kept.
     ended_s: float = 0.0
+    #: What the next attempt goes on with, if the one before left something.
+    session: str = ""
 
     @property
     def place(self) -> int:

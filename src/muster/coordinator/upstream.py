@@ -190,7 +190,9 @@ class TeamIntake(Intake):
 
     def _assign(self, delivery: Delivery) -> None:
         assign: Assign = delivery.decode(Assign)
-        task = TaskInput(assign.number, assign.input, timeout_s=assign.timeout_s, attempt=assign.attempt)
+        task = TaskInput(
+            assign.number, assign.input, timeout_s=assign.timeout_s, attempt=assign.attempt, session=assign.session
+        )
         self._fact(ev.TasksEntrusted(self._shell.clock.now_s(), [task]), delivery)
 
     def _cancel(self, delivery: Delivery) -> None:

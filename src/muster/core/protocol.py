@@ -31,6 +31,7 @@ class TaskInput(msgspec.Struct, array_like=True, frozen=True):
     attempts_max: int | None = None  # failed attempts before it is given up; None = the fleet's
     backoff_s: float | None = None  # first wait before it is tried again, doubled each time; None = the fleet's
     attempt: int = 0  # of a team's task: the token given by the root
+    session: str = ""  # what the first attempt goes on with
 
 
 class Submit(msgspec.Struct, frozen=True, kw_only=True):

@@ -62,6 +62,17 @@ def strictest(children: Iterable[ChildSpec]) -> ChildSpec:
     return msgspec.structs.replace(first, **bounds)
 
 
+class CodingSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """That a kind's command is a coding command line with an event stream; `command` is already filled in from its preset."""
+
+    preset: str
+    #: The user's own words for it, and the prompt around an input: needed again to go on with a session.
+    args: tuple[str, ...] = ()
+    prompt: str = "{input}"
+    #: Directory that keeps the event streams, one file for each attempt. None: they are read and dropped.
+    transcripts: str | None = None
+
+
 class AgentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A kind of agent: `count` identities that run the same command or handler.
 
@@ -91,6 +102,9 @@ class AgentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     child: ChildSpec = ChildSpec()
     #: The id of the first agent, where a change of the count must not change it. "": as `agent_ids` says.
     first: str = ""
+    coding: CodingSpec | None = None
+    #: Each task has a git worktree of its own, made from the repository at `cwd`; what becomes of it at the end. "": none.
+    worktree: Literal["", "changed", "always", "never"] = ""
 
     def agent_ids(self) -> list[str]:
         """The ids of this kind: the name itself for one, name-1 … name-N for more."""
