@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from muster.coordinator.events import AnyFact, Post, Recovered
+from muster.coordinator.effects import Post
+from muster.coordinator.events import AnyFact, Recovered
 from muster.coordinator.machine import Machine
 from muster.core.protocol import Assign
 from muster.errors import FleetNotRunningError

@@ -47,8 +47,8 @@ def test_a_coordinator_killed_again_and_again_neither_loses_nor_doubles_anything
     inputs = [str(number) for number in range(1, count + 1)]
     results, report = place.work / "results.jsonl", place.work / "report.json"
     run = place.start(
-        "run", "-j", str(FORM.agents), "--agents-per-worker", "1", "--results", str(results), "--report", str(report), "-a", place.inputs(inputs),
-        *witness.command(int(TASK_S)),
+        "run", "-j", str(FORM.agents), "--agents-per-worker", "1", "--results", str(results), "--report", str(report),
+        "-a", place.inputs(inputs), *witness.command(int(TASK_S)),
     )  # fmt: skip
     follower = Follower(run.store() / "coordinator" / "log")
     wait_for_lines(results, 1)

@@ -58,8 +58,8 @@ def test_a_tenth_of_the_workers_killed_every_second_neither_loses_nor_doubles_an
     inputs = [str(number) for number in range(1, count + 1)]
     results, report = place.work / "results.jsonl", place.work / "report.json"
     run = place.start(
-        "run", "-j", str(FORM.agents), "--agents-per-worker", "1", "--results", str(results), "--report", str(report), "-a", place.inputs(inputs),
-        *witness.command(0),
+        "run", "-j", str(FORM.agents), "--agents-per-worker", "1", "--results", str(results), "--report", str(report),
+        "-a", place.inputs(inputs), *witness.command(0),
     )  # fmt: skip
     run.store()
     wait_for_lines(results, 1)
