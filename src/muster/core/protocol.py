@@ -12,6 +12,31 @@ from typing import Any, Literal
 
 import msgspec
 
+from muster.core.requests import (
+    CancelTasks,
+    Done,
+    ForgetTasks,
+    ListTasks,
+    LockAcquire,
+    LockListAsk,
+    LockRelease,
+    LockRenew,
+    Pause,
+    Restart,
+    Resume,
+    RetryTasks,
+    Scale,
+    TaskFacts,
+    TaskListing,
+    TaskRequest,
+)
+
+#: Asks stand in a module of their own.
+__all__ = [
+    "CancelTasks", "Done", "ForgetTasks", "ListTasks", "LockAcquire", "LockListAsk", "LockRelease", "LockRenew", "Pause",
+    "Restart", "Resume", "RetryTasks", "Scale", "TaskFacts", "TaskListing", "TaskRequest",
+]  # fmt: skip
+
 # --------------------------------------------------------------------------- bus: operator -> coordinator
 
 
@@ -60,18 +85,6 @@ class StatusAsk(msgspec.Struct, frozen=True, kw_only=True):
     """`fleet.status`, anyone -> coordinator; answered with a `FleetStatus`."""
 
     agents: bool = True
-
-
-class Done(msgspec.Struct, frozen=True, kw_only=True):
-    """`fleet.done`, coordinator -> whoever asked for a change: it is in the log, or (`ok` false) was refused and changed nothing.
-
-    A refusal carries the code and the sentence of the error that it is; `facts` say more, and their keys belong to the ask.
-    """
-
-    ok: bool
-    facts: dict[str, Any] = {}
-    code: str = ""
-    message: str = ""
 
 
 # --------------------------------------------------------------------------- bus: coordinator -> operator
@@ -292,6 +305,25 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
     heartbeat_age_s: float | None
     pss_bytes: int | None
     evidence: list[str] = []
+    team: str = ""
+
+
+class TeamStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One team as `status` shows it. `ready`: agents that can be given something; `holding`: attempts that the team has from the root."""
+
+    team: str
+    kind: str
+    pid: int | None
+    state: str
+    verdict: str
+    incarnation: int
+    restarts: int
+    agents: int
+    ready: int
+    holding: int
+    done: int
+    failed: int
+    evidence: list[str] = []
 
 
 class FleetStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -310,68 +342,25 @@ class FleetStatus(msgspec.Struct, frozen=True, kw_only=True):
     agents: list[AgentStatus] = []
     #: Workers that are replaced, wait for it, or are set aside; counts that the operator changed; how hooks ended.
     supervision: dict[str, Any] = {}
+    teams: list[TeamStatus] = []
+
+
+class TeamReport(msgspec.Struct, frozen=True, kw_only=True):
+    """`team.report`, team -> root, every `metrics_interval_s` while something changes, and before the end.
+
+    `status` has no agents; `pss_bytes` of each agent; `metrics`: what its agents' snapshots added since the last report.
+    """
+
+    status: FleetStatus
+    agents_seen: int
+    pss_bytes: list[int]
+    metrics: MetricsSnapshot
 
 
 # --------------------------------------------------------------------------- bus: anybody -> coordinator: locks
 
 
-class LockAcquire(msgspec.Struct, frozen=True, kw_only=True):
-    """`lock.acquire`, anybody -> coordinator: a lease on all of `names` (see `core.globs`), or on none. Answered with a `Done`.
-
-    `lock_id` is the asker's own choice, unguessable; asking again with it changes nothing. `wait_s`: how long to stand in line, None
-    without end, 0 not at all. A first ask is answered at once: held (`token`), waiting, or refused. A `patient` one is answered when it
-    is decided. `within`: locks that cannot be released before this one is had, because their holder waits for it. `pid`, `start_time`
-    and `namespace` (of process ids) name the process whose proven death frees the lock.
-    """
-
-    lock_id: str
-    names: list[str]
-    ttl_s: float
-    wait_s: float | None = 0.0
-    patient: bool = False
-    within: list[str] = []
-    pid: int = 0
-    start_time: int = 0
-    namespace: int = 0
-
-
-class LockRenew(msgspec.Struct, frozen=True, kw_only=True):
-    """`lock.renew`, holder -> coordinator: it holds for its whole time again. Refused as `lock.lost` if it is over."""
-
-    lock_id: str
-
-
-class LockRelease(msgspec.Struct, frozen=True, kw_only=True):
-    """`lock.release`, holder -> coordinator: let go of it, or stop waiting for it. One that is over already changes nothing."""
-
-    lock_id: str
-
-
-class LockListAsk(msgspec.Struct, frozen=True, kw_only=True):
-    """`lock.list`, anybody -> coordinator: what is held and waited for, as `Done.facts["locks"]`."""
-
-
 # --------------------------------------------------------------------------- bus: workers, replaced and counted
-
-
-class Restart(msgspec.Struct, frozen=True, kw_only=True):
-    """`fleet.restart`, operator -> coordinator: have workers drained and started anew, a tenth of a kind at a time. Quarantine is lifted.
-
-    `names`: kinds, agents or workers; none: all that are not gone for good. `grace_s`: time for what their agents do; None: as long as it
-    takes. `Done` names the `workers`; it comes when this is decided, not when it has happened.
-    """
-
-    names: list[str] = []
-    grace_s: float | None = None
-
-
-class Scale(msgspec.Struct, frozen=True, kw_only=True):
-    """`fleet.scale`, operator -> coordinator: have so many agents of these kinds. The highest numbers come and go; inboxes stay.
-
-    `Done` tells of each kind its agents `before` and `after`; it comes when this is decided, not when it has happened.
-    """
-
-    counts: dict[str, int]
 
 
 class Edges(msgspec.Struct, frozen=True, kw_only=True):
@@ -401,6 +390,7 @@ TYPES: dict[str, type[msgspec.Struct]] = {
     "health.changed": HealthChanged,
     "metrics.snapshot": MetricsSnapshot,
     "team.noted": TeamNoted,
+    "team.report": TeamReport,
     "agent.ping": Ping,
     "agent.pong": Pong,
     "fleet.status.reply": FleetStatus,
@@ -409,6 +399,14 @@ TYPES: dict[str, type[msgspec.Struct]] = {
     "lock.release": LockRelease,
     "lock.list": LockListAsk,
     "fleet.done": Done,
+    "task.request": TaskRequest,
+    "tasks.cancel": CancelTasks,
+    "tasks.retry": RetryTasks,
+    "tasks.forget": ForgetTasks,
+    "tasks.list": ListTasks,
+    "tasks.listing": TaskListing,
+    "fleet.pause": Pause,
+    "fleet.resume": Resume,
     "fleet.restart": Restart,
     "fleet.scale": Scale,
     "agent.edges": Edges,
