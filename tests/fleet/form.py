@@ -12,8 +12,8 @@ class Form(NamedTuple):
     """Sizes and numbers of blows. Seconds are those that a test needs on an idle machine, before its patience."""
 
     name: str
-    #: Fleets whose start, rounds, memory and end are measured.
-    sizes: tuple[int, ...]
+    #: Fleets whose start, rounds, memory and end are measured: (agents, teams).
+    sizes: tuple[tuple[int, int], ...]
     #: Agents of the runs in which processes are killed.
     agents: int
     coordinator_kills: int
@@ -27,9 +27,9 @@ class Form(NamedTuple):
     commands: int
 
 
-BRIEF = Form("brief", (50,), 50, 3, 6, 3.0, 2_000, 500, 8, 0)
-SHORT = Form("short", (50, 358), 358, 6, 15, 10.0, 20_000, 5_000, 40, 2_000)
-LONG = Form("long", (50, 358, 750), 358, 20, 60, 30.0, 100_000, 5_000, 100, 20_000)
+BRIEF = Form("brief", ((50, 0),), 50, 3, 6, 3.0, 2_000, 500, 8, 0)
+SHORT = Form("short", ((50, 0), (358, 0)), 358, 6, 15, 10.0, 20_000, 5_000, 40, 2_000)
+LONG = Form("long", ((50, 0), (358, 0), (750, 0)), 358, 20, 60, 30.0, 100_000, 5_000, 100, 20_000)
 FORM = {"": BRIEF, "short": SHORT, "long": LONG}[os.environ.get("FLEET", "")]
 
 #: Seconds between kills of a coordinator: its restart budget is not what is tested.

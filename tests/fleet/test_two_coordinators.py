@@ -87,11 +87,6 @@ def a_store(place: Place, name: str) -> Path:
 
 def wait_until_decided(pair: tuple[Racer, Racer], number: int) -> None:
     """Until one works and the other one has ended, or whatever else became of them."""
-    eventually(lambda: all(racer.look() for racer in pair), 2 * PATIENCE_S, f"race {number} is decided")
-
-
-def wait_until_decided(pair: tuple[Racer, Racer], number: int) -> None:
-    """Until one works and the other one has ended, or whatever else became of them."""
     eventually(lambda: all([racer.look() for racer in pair]), 2 * PATIENCE_S, f"race {number} is decided")  # noqa: C419 -- both
 
 
