@@ -19,8 +19,8 @@ from muster.cli.output import print_json
 def command(name: str | None, as_json: bool, store: str | None, fleet: str | None, now: bool, wait: str) -> int:
     """Bring the fleet NAME (or --fleet) down, and wait until nothing of it is left.
 
-    Work in hand may finish within the fleet's grace; what has not begun is handed back. Tasks that are not finished and messages that nobody
-    read are kept for the next start. The last line says how many of each.
+    Work in hand may finish within the fleet's grace; what has not begun is handed back. Tasks that are not finished and messages
+    that nobody read are kept for the next start. The last line says how many of each.
     """
     from muster.fleet import farewell, logs, places, up
     from muster.fleet.durations import parse_duration
