@@ -280,3 +280,72 @@ def test_agents_that_joined_earlier_may_write_to_those_that_came_later(world: Wo
         assert depths["talker-2"] == 1
     finally:
         down(world)
+
+
+HOOKED = """
+[fleet]
+name = "harbour"
+profile = "development"
+
+[agents.crane]
+command = ["sh", "-c", "echo {input}"]
+
+[hooks.sweep]
+command = ["sh", "-c", "echo $MUSTER_HOOK $MUSTER_STORE_ID >> swept; echo all clean"]
+every = "1s"
+
+[hooks.stuck]
+command = ["PYTHON", "stuck.py"]
+every = "1s"
+timeout = "1s"
+"""
+
+#: Ignores SIGTERM, and so does a grandchild that has left its session, its parent and its environment.
+STUCK = """
+import os, signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+with open("stuck.pids", "a") as log:
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork():
+            os._exit(0)
+    log.write(f"{os.getpid()}\\n")
+    log.flush()
+time.sleep(3600)
+"""
+
+
+def test_hooks_run_on_their_schedule_and_one_that_overruns_is_killed_with_all_that_it_started(world: World) -> None:
+    (world.work / "stuck.py").write_text(STUCK)
+    up(world, HOOKED.replace("PYTHON", sys.executable))
+    try:
+
+        def told() -> dict[str, Any]:
+            return dict(status(world).get("supervision", {}).get("hooks", {}))
+
+        eventually(lambda: told().get("stuck") and told().get("sweep"), PATIENCE_S, "both hooks have run")
+        hooks = told()
+        assert (hooks["sweep"]["outcome"], hooks["sweep"]["detail"]) == ("done", "all clean")
+        assert (hooks["stuck"]["outcome"], hooks["stuck"]["detail"]) == ("timeout", "was killed after 1 s")
+        pids = [int(word) for word in (world.work / "stuck.pids").read_text().split()][:2]
+        assert len(pids) == 2
+        assert not any(os.path.exists(f"/proc/{pid}") for pid in pids), "nothing of the hook is left"
+        name, store_id = (world.work / "swept").read_text().splitlines()[0].split()
+        assert (name, store_id) == ("sweep", status(world)["store_id"])
+        eventually(lambda: len(events(world, "hook.ended")) >= 4, PATIENCE_S, "they run again and again")
+        assert {note["hook"] for note in events(world, "hook.ended")} == {"sweep", "stuck"}
+    finally:
+        down(world)
+
+
+def test_a_hook_that_runs_while_the_coordinator_is_killed_leaves_nothing(world: World) -> None:
+    (world.work / "stuck.py").write_text(STUCK)
+    up(world, HOOKED.replace("PYTHON", sys.executable).replace('timeout = "1s"', 'timeout = "1h"'))
+    try:
+        pids = world.work / "stuck.pids"
+        eventually(lambda: pids.exists() and len(pids.read_text().split()) >= 2, PATIENCE_S, "the hook runs")
+        os.kill(world.pid_of("coordinator"), signal.SIGKILL)
+        first = [int(word) for word in pids.read_text().split()][:2]
+        eventually(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in first), PATIENCE_S, "it is gone")
+    finally:
+        down(world)

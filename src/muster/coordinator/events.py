@@ -65,9 +65,10 @@ class WorkerPlan(msgspec.Struct, array_like=True, frozen=True):
     restart: Literal["always", "on_failure", "never"] = "always"
     #: None: by the plan's `restarts_max` and `restart_period_s`.
     child: ChildSpec | None = None
-    #: What runs is the coordinator of a team; its one agent is the team, with so many slots once all of its agents are there.
+    #: What runs is the coordinator of a team; its one agent is the team, with so many slots once all `size` agents of it are there.
     is_team: bool = False
     slots: int = 1
+    size: int = 1
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -342,6 +343,14 @@ class FleetScaled(Fact, frozen=True, tag=27):
     agents: list[str]
 
 
+class HookEnded(Fact, frozen=True, tag=28, gc=False):
+    """A hook has run. `outcome`: done, failed or timeout; `detail`: why, or the end of what it said."""
+
+    hook: str
+    outcome: str
+    detail: str = ""
+
+
 AnyFact = (
     FleetStarted
     | TasksSubmitted
@@ -374,4 +383,5 @@ AnyFact = (
     | WorkerOutgrown
     | RestartRequested
     | FleetScaled
+    | HookEnded
 )

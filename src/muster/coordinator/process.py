@@ -14,6 +14,7 @@ from muster.coordinator.grants import Grants
 from muster.coordinator.locks.watch import HolderWatch
 from muster.coordinator.resizing import Resizer
 from muster.coordinator.services import Pinger, Service
+from muster.coordinator.sizes import SizeWatch
 from muster.coordinator.status import StatusTeller, expected
 from muster.core.orders import ListWorkers, ToCoordinator, WorkerList
 from muster.core.protocol import TYPE_OF, FleetStatus, HealthChanged, MetricsSnapshot, StatusAsk
@@ -51,14 +52,20 @@ class Coordinator:
         self.pinger = Pinger(shell, shell.bus, spec.metrics_interval_s) if spec.metrics else None
         self.status = StatusTeller(spec, state, shell.bus, self.health)
         shell.on_message = {
-            "metrics.snapshot": self._take_metrics,
+            "metrics.snapshot": self.take_metrics,
             "health.changed": self._take_health,
-            "fleet.status": self._answer_status,
+            "fleet.status": self.answer_status,
         }
 
     def services(self) -> list[Service]:
         """Started in this order, stopped in reverse."""
-        return [self.health, HolderWatch(self.shell), *([self.pinger] if self.pinger is not None else [])]
+        is_bounded = any(kind.child.max_rss_bytes for kind in self.spec.agents)
+        return [
+            self.health,
+            HolderWatch(self.shell),
+            *([self.pinger] if self.pinger is not None else []),
+            *([SizeWatch(self.shell, self.health)] if is_bounded else []),
+        ]
 
     async def end(self, finish: ev.Finish) -> int:
         """The machine is done: last words, and the exit status."""
@@ -112,7 +119,8 @@ class Coordinator:
 
     # ------------------------------------------------------------------ messages that are no facts
 
-    def _take_metrics(self, delivery: Delivery) -> None:
+    def take_metrics(self, delivery: Delivery) -> None:
+        """An agent says what it has counted."""
         snapshot: MetricsSnapshot = delivery.decode(MetricsSnapshot)
         self.collector.add(delivery.sender, snapshot)
 
@@ -126,7 +134,8 @@ class Coordinator:
                 "health.changed", agent=agent, verdict=judgement.verdict, evidence=list(judgement.evidence)
             )
 
-    def _answer_status(self, delivery: Delivery) -> None:
+    def answer_status(self, delivery: Delivery) -> None:
+        """Say how it is to whoever asks."""
         ask: StatusAsk = delivery.decode(StatusAsk)
         with contextlib.suppress(BusError):  # the asker has no room for a reply: it will ask again
             delivery.reply(self.tell_status(with_agents=ask.agents), type=TYPE_OF[FleetStatus])

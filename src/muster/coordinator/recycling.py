@@ -12,9 +12,9 @@ from collections import Counter
 
 from muster.coordinator import state as st
 from muster.coordinator.ending import NO_DEADLINE_S, SIGTERM, tell_to_drain
-from muster.coordinator.events import Effect, Handlers, KillWorker, Noted, RestartRequested, WorkerOutgrown
+from muster.coordinator.events import Effect, Handlers, HookEnded, KillWorker, Noted, RestartRequested, WorkerOutgrown
 from muster.coordinator.lifecycle import reckon_kinds_out, spawn
-from muster.coordinator.lives import Wish
+from muster.coordinator.lives import HookRun, Wish
 from muster.coordinator.state import Agent, State, Worker
 
 #: One of so many workers of a kind may be away at a time.
@@ -138,4 +138,14 @@ def _restart_requested(state: State, fact: RestartRequested, _out: list[Effect])
             wish(state, worker, ASKED, fact.grace_s)
 
 
-HANDLERS: Handlers = {RestartRequested: _restart_requested, WorkerOutgrown: _outgrown}
+def _hook_ended(state: State, fact: HookEnded, _out: list[Effect]) -> None:
+    hooks = state.supervision.hooks
+    before = hooks.get(fact.hook)
+    hooks[fact.hook] = HookRun(state.now_s, fact.outcome, fact.detail, 1 if before is None else before.runs + 1)
+
+
+HANDLERS: Handlers = {
+    RestartRequested: _restart_requested,
+    WorkerOutgrown: _outgrown,
+    HookEnded: _hook_ended,
+}

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING
 from muster.coordinator import events as ev
 from muster.coordinator import report as reports
 from muster.coordinator.adoption import adopt, plan_of
+from muster.coordinator.cleaning import Cleaner
 from muster.coordinator.farewell import farewell
+from muster.coordinator.hooks import HookRunner
+from muster.coordinator.hybrid import Hybrid
 from muster.coordinator.outputs import OutputFlow
 from muster.coordinator.process import Coordinator
 from muster.coordinator.recording import Recording
@@ -45,12 +48,20 @@ class Root(Coordinator):
         self.recording.retries = shell.machine.state.retries
         self.recording.recover(records)
         shell.recorder = self.recording
-        shell.on_message["team.noted"] = self._note_of_team
+        self._hybrid = Hybrid(store, spec, shell, self.collector)
+        shell.on_message |= {"team.noted": self._note_of_team, "team.report": self._hybrid.take_report}
         self._progress = ProgressTeller(shell, outputs.operator_is_there)
 
     def services(self) -> list[Service]:
         health, *others = super().services()
-        return [health, *([self._progress] if self.spec.run is not None else []), *others]
+        spec = self.spec
+        return [
+            health,
+            *([self._progress] if spec.run is not None else []),
+            *others,
+            Cleaner(self.store, spec.spool, self.shell),
+            *([HookRunner(self.store, spec, self.shell)] if spec.hooks else []),
+        ]
 
     async def run(self) -> int:
         try:
@@ -78,6 +89,12 @@ class Root(Coordinator):
             noted: TeamNoted = delivery.decode(TeamNoted)
             self.shell.notes.write(noted.event, team=delivery.sender, **noted.facts)
 
+    def answer_status(self, delivery: Delivery) -> None:
+        if self._hybrid:
+            self._hybrid.answer(delivery, self.tell_status(with_agents=False))
+        else:
+            super().answer_status(delivery)
+
     # ------------------------------------------------------------------ ending
 
     async def end(self, finish: ev.Finish) -> int:
@@ -91,6 +108,8 @@ class Root(Coordinator):
         report = reports.build(
             shell, self.recording, self.health, self.collector, self.pinger, self.spec.started_unix_s
         )
+        if self._hybrid:
+            self._hybrid.complete(report)
         try:
             await self._close_results()
             if self.spec.run is not None and self.spec.run.report is not None:

@@ -9,6 +9,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
+from muster.coordinator import teams
 from muster.coordinator.state import ENDED, READY
 from muster.core.names import OPERATOR
 from muster.core.protocol import Ping, Progress
@@ -43,7 +44,7 @@ class Service(Protocol):
     async def stop(self) -> None: ...
 
 
-class _Loop:
+class Loop:
     """A service that is one task."""
 
     def __init__(self, name: str) -> None:
@@ -65,7 +66,7 @@ class _Loop:
         raise NotImplementedError
 
 
-class ProgressTeller(_Loop):
+class ProgressTeller(Loop):
     """Tells the operator how the run goes, as long as somebody is there to hear it."""
 
     def __init__(self, shell: Shell, operator_is_there: Callable[[], bool]) -> None:
@@ -92,8 +93,8 @@ class ProgressTeller(_Loop):
             failed=failed,
             reassigned=counters.reassigned,
             restarts=counters.restarts,
-            agents_ready=state.ready,
-            agents=len(state.agents),
+            agents_ready=teams.ready_of(state),
+            agents=teams.agents_of(state),
             elapsed_s=max(0.0, now_s - state.started_s),
             rate_per_s=rate,
             eta_s=left / rate if rate > 0 and total is not None else None,
@@ -120,8 +121,8 @@ class ProgressTeller(_Loop):
             state = self._shell.machine.state
             counters = state.counters
             now = (
-                counters.submitted, counters.done, counters.failed, counters.dead, counters.cancelled, state.held, state.ready, counters.restarts,
-                int(state.input_ended),
+                counters.submitted, counters.done, counters.failed, counters.dead, counters.cancelled, state.held,
+                teams.ready_of(state), counters.restarts, int(state.input_ended),
             )  # fmt: skip
             if now != self._last or pause_s >= PROGRESS_IDLE_S:
                 pause_s = PROGRESS_S if now != self._last else PROGRESS_IDLE_S
@@ -132,7 +133,7 @@ class ProgressTeller(_Loop):
             await asyncio.sleep(pause_s)
 
 
-class Pinger(_Loop):
+class Pinger(Loop):
     """Measures the bus: asks each agent once after it has joined, then a few now and then."""
 
     def __init__(self, shell: Shell, bus: Bus, interval_s: float) -> None:

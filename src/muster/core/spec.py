@@ -173,6 +173,16 @@ class Team(msgspec.Struct, frozen=True, kw_only=True):
         return [agent for hosted in self.workers.values() for agent in hosted]
 
 
+class HookSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A command that the coordinator runs on a schedule: `every_s` after its last end, for at most `timeout_s`."""
+
+    name: str
+    command: tuple[str, ...]
+    every_s: float
+    timeout_s: float
+    cwd: str | None = None
+
+
 class FleetSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One fleet. `run` is set for `muster run`, None for a standing fleet."""
 
@@ -199,6 +209,7 @@ class FleetSpec(msgspec.Struct, frozen=True, kw_only=True):
     started_unix_s: float = 0.0
     #: Not None: a hybrid fleet, whose agents work below team coordinators.
     teams: TeamsSpec | None = None
+    hooks: tuple[HookSpec, ...] = ()
 
 
 def roster(spec: FleetSpec) -> list[str]:

@@ -18,20 +18,21 @@ import msgspec
 from muster.core import limits
 from muster.core.names import agent_id, fleet_name
 from muster.core.settings import BusSettings
-from muster.core.spec import AgentSpec, FleetSpec, RetrySpec, identities
+from muster.core.spec import AgentSpec, FleetSpec, HookSpec, RetrySpec, identities
 from muster.errors import ConfigError, InvalidNameError
 from muster.fleet.bounds import bounded, bounds_of
 from muster.fleet.children import child_of
 from muster.fleet.division import check_teams, teams_spec
 from muster.fleet.durations import parse_duration
+from muster.fleet.hooks import hook_of
 from muster.fleet.profiles import DEFAULT, PROFILES
-from muster.fleet.tables import AgentTable, BusTable, FleetTable, LimitsTable, TeamsTable
+from muster.fleet.tables import AgentTable, BusTable, FleetTable, HookTable, LimitsTable, TeamsTable
 
 T = TypeVar("T", bound=msgspec.Struct)
 
 
 #: What may stand at the top level.
-TABLES = ("fleet", "bus", "agents", "teams")
+TABLES = ("fleet", "bus", "agents", "teams", "hooks")
 #: Keys of `[fleet]` that MUSTER_<KEY> sets. The name is chosen by MUSTER_FLEET, which selects a fleet and renames none.
 ENVIRONMENT_KEYS: tuple[str, ...] = tuple(key for key in FleetTable.__struct_fields__ if key != "name")
 
@@ -48,6 +49,7 @@ class FleetConfig:
     #: None: a flat fleet.
     teams: TeamsTable | None = None
     origins: dict[str, str] = field(default_factory=dict)
+    hooks: tuple[HookSpec, ...] = ()
 
     def written_bus(self) -> dict[str, int]:
         """The keys of `[bus]` that somebody wrote."""
@@ -106,6 +108,7 @@ class FleetConfig:
             teams=None
             if (teams := self.teams) is None
             else teams_spec(teams.count, teams.agents_per_team, f"{self.path}: [teams]"),
+            hooks=self.hooks,
         )
 
 
@@ -141,7 +144,16 @@ def load(
     teams = None
     if "teams" in document:
         teams = _convert(_table(document["teams"], TeamsTable, path, "[teams]"), TeamsTable, path, "[teams]")
-    config = FleetConfig(path=path, name=name, fleet=fleet, agents=agents, bus=bus, teams=teams, origins=origins)
+    config = FleetConfig(
+        path=path,
+        name=name,
+        fleet=fleet,
+        agents=agents,
+        bus=bus,
+        teams=teams,
+        origins=origins,
+        hooks=_hooks(document.get("hooks", {}), path),
+    )
     _check(config)
     return config
 
@@ -184,6 +196,14 @@ def _agents(tables: object, path: Path) -> dict[str, AgentTable]:
     if not isinstance(tables, dict):
         raise ConfigError(f"{path}: agents must be tables such as [agents.reviewer]", source=str(path))
     return {name: _agent(name, table, path) for name, table in tables.items()}
+
+
+def _hooks(tables: object, path: Path) -> tuple[HookSpec, ...]:
+    if not isinstance(tables, dict):
+        raise ConfigError(f"{path}: hooks must be tables such as [hooks.backup]", source=str(path))
+    places = {name: f"[hooks.{name}]" for name in tables}
+    keys = {name: _table(table, HookTable, path, places[name]) for name, table in tables.items()}
+    return tuple(hook_of(name, _convert(table, HookTable, path, places[name]), path) for name, table in keys.items())
 
 
 def _agent(name: str, table: object, path: Path) -> AgentTable:

@@ -44,6 +44,15 @@ class AgentTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_rss: str | int | None = None
 
 
+class HookTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[hooks.NAME]`: a command that the coordinator runs on a schedule."""
+
+    command: list[str]
+    every: Duration = "1h"
+    timeout: Duration = "5m"
+    cwd: str | None = None
+
+
 class BusTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """`[bus]`: bounds of the fleet's store, under the names that `BusSettings` explains. What is absent has its default."""
 

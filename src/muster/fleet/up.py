@@ -79,6 +79,8 @@ def start(file: Path, flags: dict[str, Any], *, store_root: str | None, detach: 
         raise ConfigError(f"{file}: there is no [agents.NAME] table, so there is nothing to start", source=str(file))
     for kind in spec.agents:
         _check_kind(kind)
+    for hook in spec.hooks:
+        _check_command(hook.command[0], hook.cwd, {}, f"[hooks.{hook.name}]")
     leftovers.reclaim_quietly(store_root)
     root = places.make_private(places.state_root(store_root))
     places.check_room(root, len(specs.roster(spec)))
@@ -141,18 +143,22 @@ def _set_overflow(store: Path, spec: FleetSpec) -> None:
 
 
 def _check_kind(kind: AgentSpec) -> None:
-    from muster.fleet.run_options import find_command
-
     cwd = Path(kind.cwd or ".")
     if not cwd.is_dir():
         raise ConfigError(f"[agents.{kind.name}] cwd: there is no directory {cwd}", key="cwd")
     if kind.handler is not None:
         check_handler(kind.handler, cwd)
     if kind.command is not None and not kind.shell:
-        try:
-            find_command(kind.command[0], cwd, kind.env)
-        except CommandNotFoundError as error:
-            raise CommandNotFoundError(f"[agents.{kind.name}]: {error.message}") from None
+        _check_command(kind.command[0], kind.cwd, kind.env, f"[agents.{kind.name}]")
+
+
+def _check_command(name: str, cwd: str | None, env: dict[str, str], place: str) -> None:
+    from muster.fleet.run_options import find_command
+
+    try:
+        find_command(name, Path(cwd or "."), env)
+    except CommandNotFoundError as error:
+        raise CommandNotFoundError(f"{place}: {error.message}") from None
 
 
 def _open_or_make(root: Path, name: str) -> Path:
