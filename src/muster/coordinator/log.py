@@ -56,7 +56,7 @@ class EventLog:
         Raises:
             CorruptStoreError, StoreVersionError: Snapshot or log cannot be read; nothing was changed.
         """
-        state, after = self._load()
+        state, after = read_snapshot(self._path)
         machine = make(state)
         records: list[Record] = []
         for _, raw in self._log.replay(after):
@@ -134,19 +134,25 @@ class EventLog:
         """Let go of the files."""
         self._log.close()
 
-    def _load(self) -> tuple[State | None, int]:
-        try:
-            raw = read_private(self._path)
-        except FileNotFoundError:
-            return None, 0
-        payload = raw[_HEAD.size :]
-        magic, seq, digest = _HEAD.unpack_from(raw) if len(raw) >= _HEAD.size else (b"", 0, b"")
-        if magic != _MAGIC or hashlib.sha256(payload).digest() != digest:
-            raise CorruptStoreError(f"the coordinator's snapshot {self._path} is damaged", path=str(self._path))
-        try:
-            return load(payload), seq
-        except ValueError as error:
-            raise StoreVersionError(f"the coordinator's snapshot cannot be read by this version: {error}") from None
+
+def read_snapshot(path: Path) -> tuple[State | None, int]:
+    """The state of a snapshot and the record that it covers last; (None, 0) if there is none.
+
+    Raises:
+        CorruptStoreError, StoreVersionError: It is damaged, or of another version.
+    """
+    try:
+        raw = read_private(path)
+    except FileNotFoundError:
+        return None, 0
+    payload = raw[_HEAD.size :]
+    magic, seq, digest = _HEAD.unpack_from(raw) if len(raw) >= _HEAD.size else (b"", 0, b"")
+    if magic != _MAGIC or hashlib.sha256(payload).digest() != digest:
+        raise CorruptStoreError(f"the coordinator's snapshot {path} is damaged", path=str(path))
+    try:
+        return load(payload), seq
+    except ValueError as error:
+        raise StoreVersionError(f"the coordinator's snapshot cannot be read by this version: {error}") from None
 
 
 def _split(facts: list[AnyFact]) -> list[bytes]:
