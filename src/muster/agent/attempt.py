@@ -58,6 +58,10 @@ class Attempt:
     breach: AttemptLimitError | None = None
     #: What an earlier attempt left to go on with.
     session: str = ""
+    #: What it does, as its command tells it: "waiting" for somebody, "limited"; else busy.
+    state: str = "busy"
+    #: Called when `state` has changed.
+    moved: Callable[[], None] = lambda: None
     #: Where it works, if that is a place of its own.
     cwd: str | None = None
 

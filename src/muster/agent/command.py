@@ -18,6 +18,7 @@ from muster.agent.bounds import time_bound
 from muster.agent.launch import LaunchError, Order
 from muster.agent.output import Capture
 from muster.agent.remains import Marks
+from muster.core.presets import PRESETS
 from muster.core.template import expand, expand_shell
 from muster.errors import CommandNotFoundError, ConfigError, MusterError, SpawnFailedError, UsageError
 
@@ -26,8 +27,10 @@ if TYPE_CHECKING:
 
     from muster.agent.attempt import AgentSetting, Attempt
     from muster.agent.bounds import MemoryWatch
+    from muster.agent.coding import Session
     from muster.agent.exits import Exits
     from muster.agent.launch import Launcher
+    from muster.agent.output import Captured
     from muster.agent.remains import Remains
     from muster.errors import AttemptLimitError
 
@@ -91,6 +94,9 @@ class CommandExecutor:
         """What to start for `attempt`. Raises _NotStartedError."""
         kind = self.setting.kind
         template = kind.command or ()
+        if kind.coding is not None and attempt.session:
+            coding = kind.coding
+            template = PRESETS[coding.preset].command(coding.args, attempt.session, coding.prompt)
         text = input_text(attempt.input)
         try:
             if kind.shell:
@@ -101,7 +107,7 @@ class CommandExecutor:
         except ConfigError as error:
             raise _NotStartedError(error, 126) from None
         env = [*self._environment, b"MUSTER_TASK=%d" % attempt.number, b"MUSTER_ATTEMPT=%d" % attempt.attempt]
-        return Order(path, argv, env, kind.cwd, captures[0].fd, captures[1].fd, kind.bounds.fds)
+        return Order(path, argv, env, attempt.cwd or kind.cwd, captures[0].fd, captures[1].fd, kind.bounds.fds)
 
     def _resolve(self, name: str) -> bytes:
         try:
@@ -140,13 +146,14 @@ class CommandExecutor:
 class _Running:
     """One attempt from its start to its report."""
 
-    __slots__ = ("_attempt", "_captures", "_ended", "_looks", "_owner", "_session", "_timers", "_tries")
+    __slots__ = ("_attempt", "_captures", "_coding", "_ended", "_looks", "_owner", "_session", "_timers", "_tries")
 
     def __init__(self, owner: CommandExecutor, attempt: Attempt, ended: Ended) -> None:
         self._owner = owner
         self._attempt = attempt
         self._ended = ended
         self._captures: tuple[Capture, Capture] | None = None
+        self._coding: Session | None = None
         self._session = 0  # of the main process that has ended
         self._timers: list[asyncio.TimerHandle] = []
         self._tries = 0
@@ -170,6 +177,10 @@ class _Running:
         attempt.pid = pid
         owner.remains.mains.add(pid)
         owner.exits.watch(pid, self._exited)
+        if owner.setting.kind.coding is not None:
+            from muster.agent.coding import Session  # most fleets do without
+
+            self._coding = Session(owner.setting.kind.coding, self._captured[0].fd, owner.loop, self._moved)
         bounds = owner.setting.kind.bounds
         if (bound := time_bound(attempt, bounds)) is not None:
             self._timers.append(owner.loop.call_later(bound.after_s, self._timed_out, bound.error))
@@ -236,7 +247,17 @@ class _Running:
         exit_status, killed_by = (code, None) if code >= 0 else (None, -code)
         name = f"{self._attempt.number}.{self._attempt.attempt}"
         out, err = self._captured
+        coding, transcript = self._coding, None
+        if coding is not None:  # before the output is taken away
+            coding.end()
+            transcript = coding.keep(self._attempt)
         outputs = (out.take(f"{name}.out"), err.take(f"{name}.err"))
+        ending = self._plain_ending(exit_status, killed_by, outputs)
+        return ending if coding is None else coding.judge(ending, transcript)
+
+    def _plain_ending(
+        self, exit_status: int | None, killed_by: int | None, outputs: tuple[Captured, Captured]
+    ) -> Ending:
         if self._attempt.breach is not None:
             return Ending("failed", exit_status, killed_by, error=self._attempt.breach.as_dict(), outputs=outputs)
         if self._attempt.stop:
@@ -244,6 +265,10 @@ class _Running:
         if killed_by is not None:
             return Ending("killed", None, killed_by, outputs=outputs)
         return Ending("failed" if exit_status else "done", exit_status, outputs=outputs)
+
+    def _moved(self, state: str) -> None:
+        self._attempt.state = state
+        self._attempt.moved()
 
     def _report(self, ending: Ending) -> None:
         self._cancel_timers()

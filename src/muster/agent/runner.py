@@ -262,8 +262,9 @@ class Runner:
             self._has_worked = True
             self.on_first_task()
         self.running[attempt.key] = attempt
+        attempt.moved = self.moved
         self.executor.start(attempt, self._ended)
-        self._moved()
+        self.moved()
 
     def _ended(self, attempt: Attempt, result: Result) -> None:
         """Nothing of the attempt is left. The result is stored before anything else begins."""
@@ -275,11 +276,11 @@ class Runner:
         self._count(result)
         if self._queue:
             self._start_next()
-        self._moved()
+        self.moved()
         if self._is_draining:
             self._advance()
 
-    def _moved(self) -> None:
+    def moved(self) -> None:
         """Something began or ended: say so on the status page, soon. At most 20 times a second, however short the tasks are."""
         if self._publishing is None:
             self._publishing = self.setting.loop.call_later(_PUBLISH_S, self.publish)
@@ -293,7 +294,9 @@ class Runner:
         page, running = self.page, self.running
         attempt = next(reversed(running.values())) if running else None
         if not self._is_draining:
-            page.state("busy" if running else "ready")
+            # The state that needs a person first: one that waits is not seen behind others that work.
+            states = {held.state for held in running.values()}
+            page.state(next((name for name in ("waiting", "limited", "busy") if name in states), "ready"))
         page.set("task", attempt.number if attempt else 0)
         page.set("attempt", attempt.attempt if attempt else 0)
         page.set("child_pid", attempt.pid if attempt else 0)

@@ -182,7 +182,12 @@ class Worker:
 
     def _executor(self, setting: AgentSetting) -> Executor:
         if setting.kind.command is not None:
-            return CommandExecutor(setting, self._launcher, self._exits, self._remains, self._memory)
+            command = CommandExecutor(setting, self._launcher, self._exits, self._remains, self._memory)
+            if not setting.kind.worktree:
+                return command
+            from muster.agent.workplace import InWorktrees  # few fleets need it
+
+            return InWorktrees(command, setting, self._remains)
         # For the handler and the programs it starts. Agents that share the process share its environment, too.
         os.environ.update(setting.kind.env)
         if self._is_alone:
