@@ -29,6 +29,8 @@ def expected(state: State) -> Iterator[Expected]:
     """Everybody of the plan, as far as it is known by proof."""
     for agent in state.agents.values():
         worker = state.workers[agent.worker]
+        if worker.is_team:
+            continue  # it has no page; its agents are watched by the team itself
         yield Expected(
             agent.name,
             worker.incarnation,
@@ -105,8 +107,12 @@ class StatusTeller:
                 "restarts": counters.restarts,
             },
             latency_ms={"task": latency_ms(state), "message_rtt": rtt_ms},
-            agents=[self._agent(agent) for agent in state.agents.values()] if with_agents else [],
-            supervision=supervision_of(state),
+            agents=[
+                self._agent(agent)
+                for agent in state.agents.values()
+                if with_agents and not state.workers[agent.worker].is_team
+            ],
+            supervision=supervision_of(state, now_s),
         )
 
     def _agent(self, agent: Agent) -> AgentStatus:

@@ -69,7 +69,7 @@ def _restart(state: State, body: Restart, ask: Ask) -> Answer:
 RULES: Rules = {Restart: Rule(_restart)}
 
 
-def supervision_of(state: State) -> dict[str, Any]:
+def supervision_of(state: State, now_s: float) -> dict[str, Any]:
     """What `status` tells of workers beyond their agents' rows; parts with nothing to tell are left out."""
     supervision = state.supervision
     told: dict[str, Any] = {
@@ -80,7 +80,12 @@ def supervision_of(state: State) -> dict[str, Any]:
         "retiring": [agent.name for agent in state.agents.values() if agent.is_retiring],
         "scaled": supervision.scaled,
         "hooks": {
-            name: {"at_s": run.at_s, "outcome": run.outcome, "detail": run.detail, "runs": run.runs}
+            name: {
+                "outcome": run.outcome,
+                "detail": run.detail,
+                "runs": run.runs,
+                "ago_s": round(max(0.0, now_s - run.at_s), 3),
+            }
             for name, run in supervision.hooks.items()
         },
     }

@@ -83,7 +83,10 @@ class HealthMonitor:
         now_s = boottime_ms() / 1000 if now_s is None else now_s
         self._notice_jump(now_s)
         in_grace = now_s < self._grace_until_s
-        for expected in self._expected():
+        there = {expected.agent: expected for expected in self._expected()}
+        for agent in self.judgements.keys() - there.keys():  # the fleet has it no more
+            del self.judgements[agent]
+        for expected in there.values():
             page = read_status(self._store, expected.agent)
             if page is not None and page.incarnation == expected.incarnation:
                 self.pages[expected.agent] = page

@@ -21,10 +21,13 @@ COLORS = {
     "crashed": "red",
     "dead": "red",
     "unreachable": "red",
+    "timeout": "red",
+    "failed": "red",
 }
-HEAD = ("AGENT", "STATE", "HEALTH", "PID", "TASK", "DONE", "FAILED", "INBOX", "RESTARTS", "SEEN", "MEMORY")
+HEAD = ("AGENT", "TEAM", "STATE", "HEALTH", "PID", "TASK", "DONE", "FAILED", "INBOX", "RESTARTS", "SEEN", "MEMORY")
+TEAM_HEAD = ("TEAM", "KIND", "STATE", "HEALTH", "PID", "READY", "TASKS", "DONE", "RESTARTS")
 #: Columns that are left out while nobody has anything in them.
-OPTIONAL = frozenset({"TASK", "FAILED", "INBOX", "RESTARTS"})
+OPTIONAL = frozenset({"TEAM", "TASK", "FAILED", "INBOX", "RESTARTS"})
 
 
 @click.command("status", short_help="Show how a fleet is: agents, tasks, health.")
@@ -73,6 +76,11 @@ def _lines(found: dict[str, Any], everybody: bool) -> list[str]:
         lines.append(
             f"{name.replace('_', ' ')}: " + ", ".join(f"{key} {value:.1f} ms" for key, value in values.items())
         )
+    lines += _supervision(found.get("supervision") or {})
+    teams = found.get("teams") or []
+    if teams:
+        lines += ["", *columns(TEAM_HEAD, [_team_row(team) for team in teams], colors=COLORS)]
+        lines += [f"  {team['team']}: {safe(text)}" for team in teams for text in team["evidence"]]
     agents = found.get("agents") or []
     listed = agents if everybody else _worth_listing(agents)
     if listed:
@@ -82,6 +90,34 @@ def _lines(found: dict[str, Any], everybody: bool) -> list[str]:
     for agent in listed:
         lines += [f"  {agent['agent']}: {safe(text)}" for text in agent.get("evidence") or []]
     return lines
+
+
+def _supervision(told: dict[str, Any]) -> list[str]:
+    """Workers that are replaced or set aside, counts that were changed, hooks: a line each, if there is anything to tell."""
+    from muster.fleet.durations import format_duration
+
+    words = []
+    if told.get("away"):
+        words.append(f"{_few(told['away'])} being replaced")
+    if told.get("to_recycle"):
+        words.append(f"{len(told['to_recycle'])} to be replaced")
+    if told.get("recycled"):
+        words.append(f"{told['recycled']:,} replaced so far")
+    if told.get("retiring"):
+        words.append(f"{_few(told['retiring'])} leaving for good")
+    if told.get("quarantined"):
+        words.append(paint(f"{_few(told['quarantined'])} quarantined", "red"))
+    words += [f"{kind} scaled to {count:,}" for kind, count in told.get("scaled", {}).items()]
+    lines = [f"workers: {', '.join(words)}"] if words else []
+    hooks = [
+        paint(f"{name} {run['outcome']}", COLORS.get(run["outcome"], "")) + f" {format_duration(run['ago_s'])} ago"
+        for name, run in told.get("hooks", {}).items()
+    ]
+    return lines + ([f"hooks: {', '.join(hooks)}"] if hooks else [])
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(map(safe, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _title(found: dict[str, Any]) -> str:
@@ -112,12 +148,21 @@ def _table(agents: list[dict[str, Any]]) -> list[str]:
     return columns([HEAD[at] for at in used], [[row[at] for at in used] for row in rows], colors=COLORS)
 
 
+def _team_row(team: dict[str, Any]) -> tuple[object, ...]:
+    agents = f"{team['ready']} of {team['agents']}"
+    return (
+        team["team"], team["kind"], team["state"], team["verdict"], team["pid"], agents, team["holding"], team["done"],
+        team["restarts"],
+    )  # fmt: skip
+
+
 def _row(agent: dict[str, Any]) -> tuple[object, ...]:
     from muster.fleet.durations import format_duration
 
     age, pss = agent.get("heartbeat_age_s"), agent.get("pss_bytes")
     return (
         agent["agent"],
+        agent.get("team"),
         agent["state"],
         agent["verdict"],
         agent["pid"],
