@@ -78,8 +78,10 @@ def team_plan_of(spec: FleetSpec, team: Team) -> ev.Plan:
 
 
 def _entry_of(team: Team) -> ev.WorkerPlan:
-    slots = team.kind.slots * len(team.agents())
-    return ev.WorkerPlan(team.name, [(team.name, team.kind.name)], is_team=True, slots=slots)
+    size = len(team.agents())
+    return ev.WorkerPlan(
+        team.name, [(team.name, team.kind.name)], is_team=True, slots=team.kind.slots * size, size=size
+    )
 
 
 def _entries(spec: FleetSpec, hosts: dict[str, tuple[str, ...]]) -> list[ev.WorkerPlan]:

@@ -84,7 +84,7 @@ def admit(state: State, entry: WorkerPlan) -> Worker:
     """Put a worker and its agents on the books; whoever was there before goes on counting from where it stopped."""
     plan, supervision = state.plan, state.supervision
     worker = Worker(entry.worker, [agent for agent, _ in entry.agents], entry.restart)
-    worker.is_team, worker.slots = entry.is_team, entry.slots
+    worker.is_team, worker.slots, worker.size = entry.is_team, entry.slots, entry.size
     worker.child = entry.child or ChildSpec(restarts_max=plan.restarts_max, period_s=plan.restart_period_s)
     if (past := supervision.past_workers.pop(entry.worker, None)) is not None:
         worker.incarnation, worker.restarts = past.first, past.second

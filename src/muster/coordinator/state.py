@@ -78,9 +78,10 @@ class Worker(msgspec.Struct, array_like=True):
     attempts: int = 0
     #: Its process coordinates a team: its death frees nothing, because the team's workers live on.
     is_team: bool = False
-    #: Slots of the team when all of its agents are there; whether none of its workers will run again by itself.
+    #: Slots of the team when all of its agents are there; whether none of its workers will run again by itself; how many agents it has.
     slots: int = 1
     is_out: bool = False
+    size: int = 1
 
     #: Time that its agents have for what they do while it is leaving.
     leave_grace_s: float = 0.0

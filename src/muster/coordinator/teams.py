@@ -41,6 +41,23 @@ def are_complete(state: State) -> bool:
     )
 
 
+def ready_in(worker: Worker, agent: Agent) -> int:
+    """How many agents of a team can be given something."""
+    return agent.slots * worker.size // worker.slots if agent.state == st.READY else 0
+
+
+def agents_of(state: State) -> int:
+    """How many agents the fleet has; a team counts as those that it has."""
+    return sum(worker.size if worker.is_team else len(worker.agents) for worker in state.workers.values())
+
+
+def ready_of(state: State) -> int:
+    """How many agents have joined and are not draining."""
+    if not any(worker.is_team for worker in state.workers.values()):
+        return state.ready
+    return sum(ready_in(worker, state.agents[worker.agents[0]]) for worker in state.workers.values())
+
+
 def carry_over(state: State, earlier: dict[str, Agent]) -> None:
     """A new life of the store: teams that there still are keep what they hold; what other agents held is free."""
     for name, old in earlier.items():
