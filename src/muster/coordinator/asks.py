@@ -26,11 +26,12 @@ if TYPE_CHECKING:
 
 
 class Ask(NamedTuple):
-    """Who asks, under which message id (hex), and when on the clock of the facts."""
+    """Who asks, under which message id (hex), when on the clock of the facts, and whether a reply is waited for."""
 
     sender: str
     id: str
     now_s: float
+    wants_reply: bool = True
 
 
 def _plainly(_state: State) -> msgspec.Struct | None:
@@ -78,11 +79,17 @@ class Asks:
         """The facts that follow from an ask; its delivery stays open until `answer`. Raises BodyEncodingError."""
         struct, rule = self._rules[delivery.type]
         body = delivery.decode(struct)
+        wants_reply = EXTRA_REPLY_TO in delivery.message.extras
         try:
             if not rule.from_anybody and delivery.sender not in (OPERATOR, OBSERVER):
                 raise ForbiddenError(f"only the operator may send {delivery.type!r}, not {delivery.sender}")
-            answer = rule.judge(state, body, Ask(delivery.sender, delivery.id, now_s))
+            answer = rule.judge(state, body, Ask(delivery.sender, delivery.id, now_s, wants_reply))
         except MusterError as error:
+            if (
+                not wants_reply
+            ):  # nobody waits for an answer: the sender's receipt tells, and the letter keeps the reason
+                delivery.dead_letter(error.message)
+                return ()
             done = refusal(error)
             answer = Answer((), lambda _state: done)
         self._open.append((delivery, answer.reply))

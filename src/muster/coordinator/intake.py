@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from muster.coordinator import events as ev
-from muster.coordinator import scaling, supervising
+from muster.coordinator import ordering, pausing, scaling, supervising
 from muster.coordinator.asks import Asks, Rules
 from muster.coordinator.locks import asks as locks
-from muster.coordinator.tasks import NUMBER_MAX, UNKNOWN
+from muster.coordinator.requesting import Numbering, refuse_in_runs, rules
+from muster.coordinator.tasks import UNKNOWN
 from muster.core.message import EXTRA_REPLY_TO
 from muster.core.names import OPERATOR
 from muster.core.orders import ExitSeen
 from muster.core.protocol import Drained, InputEnd, Ready, Refused, Result, Stop, Submit, TaskInput
-from muster.errors import BodyEncodingError
+from muster.errors import BodyEncodingError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 DETAIL_MAX = 500
 
 #: Every ask that changes something (see `asks`). Each part of the coordinator brings its own.
-RULES: Rules = {**locks.RULES, **supervising.RULES, **scaling.RULES}
+RULES: Rules = {**locks.RULES, **supervising.RULES, **scaling.RULES, **ordering.RULES, **pausing.RULES}
 
 #: By number, attempt and sender: whatever somebody else says of an attempt must not stand in the way of its holder's word.
 ResultsOfTurn = dict[tuple[int, int, str], tuple[Result, "Delivery"]]
@@ -40,8 +41,8 @@ class Intake:
         self.results: ResultsOfTurn = {}
         self.acks: list[Delivery] = []
         self.exits: list[ExitSeen] = []
-        self.asks = Asks(RULES)
-        self._last_given = 0  # the highest task number given to a message in this life
+        self.numbering = Numbering(shell.machine.state)
+        self.asks = Asks({**RULES, **rules(self.numbering)})
         self._makers: dict[str, Callable[[Delivery], None]] = {
             "task.result": self._result,
             "task.submit": self._submit,
@@ -58,6 +59,7 @@ class Intake:
         """Everything taken in since the last call."""
         taken = self.facts, self.results, self.acks, self.exits
         self.facts, self.results, self.acks, self.exits = [], {}, [], []
+        self.numbering.handed_over()
         return taken
 
     def take(self, delivery: Delivery) -> None:
@@ -76,7 +78,7 @@ class Intake:
                 serve(delivery)
                 self.acks.append(delivery)
                 return
-        except BodyEncodingError as error:
+        except (BodyEncodingError, UsageError) as error:
             delivery.dead_letter(error.message)
             return
         delivery.dead_letter(f"the coordinator takes no messages of type {delivery.type!r}")
@@ -109,28 +111,23 @@ class Intake:
         )
 
     def _submit(self, delivery: Delivery) -> None:
+        if not self._is_operator(delivery):
+            return
         submit: Submit = delivery.decode(Submit)
-        tasks = submit.tasks
         outcomes = self._shell.machine.state.outcomes
-        for task in tasks:
-            if not 0 < task.number <= NUMBER_MAX:
-                delivery.dead_letter(
-                    f"task number {task.number} is not between 1 and {NUMBER_MAX}; none of these tasks was accepted"
-                )
-                return
+        tasks = self.numbering.checked(submit.tasks)
         self._shell.recorder.expect(task.number for task in tasks if outcomes.get(task.number) == UNKNOWN)
         self.facts.append(ev.TasksSubmitted(self._shell.clock.now_s(), tasks))
         self.acks.append(delivery)
 
     def _task(self, delivery: Delivery) -> None:
         """A task by message: the body is its input, "task@KIND" names who may do it; an ask gets its end as the reply."""
-        codes = self._shell.machine.state.outcomes.codes
-        self._last_given = max(self._last_given, len(codes.rstrip(b"\0")) - 1) + 1
-        message = delivery.message
-        asker = delivery.sender if EXTRA_REPLY_TO in message.extras else ""
+        refuse_in_runs(self._shell.machine.state)
+        asker = delivery.sender if EXTRA_REPLY_TO in delivery.message.extras else ""
         kind = delivery.type.partition("@")[2]
-        task = TaskInput(self._last_given, delivery.body, kind, None, f"{delivery.sender}:{delivery.id}", asker)
-        self.facts.append(ev.TasksSubmitted(self._shell.clock.now_s(), [task]))
+        source = f"{delivery.sender}:{delivery.id}"
+        task = TaskInput(self.numbering.next(), delivery.body, kind, None, source, asker)
+        self.facts.append(ev.TasksSubmitted(self._shell.clock.now_s(), self.numbering.checked([task])))
         self.acks.append(delivery)
 
     def _ready(self, delivery: Delivery) -> None:

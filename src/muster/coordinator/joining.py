@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from muster.coordinator import state as st
 from muster.coordinator import teams
+from muster.coordinator.cancelling import cancellation
 from muster.coordinator.dispatch import assignment, offer, set_agent_state
 from muster.coordinator.ending import SIGKILL, drain_agent, finish, tell_to_drain
 from muster.coordinator.events import AgentReady, Effect, FleetResized, Handlers, KillWorker, Post, Recovered
@@ -53,6 +54,8 @@ def _reconcile(state: State, agent: Agent, holding: list[tuple[int, int]], out: 
     for number, attempt in agent.held.items():
         if there.get(number) != attempt:  # never arrived: the very same attempt is sent again, it cannot have run
             out.append(assignment(state.tasks[number]))
+        if state.tasks[number].is_cancelling:
+            out.append(cancellation(state.tasks[number]))
     for number, attempt in there.items():
         if agent.held.get(number) != attempt:
             out.append(Post(agent.name, Cancel(number=number, attempt=attempt), is_control=True))

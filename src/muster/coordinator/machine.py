@@ -15,7 +15,18 @@ from collections.abc import Callable
 from heapq import heappop
 from typing import Any
 
-from muster.coordinator import attempts, ending, entrusted, finishing, joining, lifecycle, recycling, scaling
+from muster.coordinator import (
+    attempts,
+    cancelling,
+    ending,
+    entrusted,
+    finishing,
+    joining,
+    lifecycle,
+    pausing,
+    recycling,
+    scaling,
+)
 from muster.coordinator.dispatch import dispatch
 from muster.coordinator.events import AdmissionChanged, AnyFact, Effect, Handlers, ResultsRebased, TimePassed
 from muster.coordinator.locks import facts as locks
@@ -65,6 +76,8 @@ HANDLERS: Handlers = {
     **joining.HANDLERS,
     **ending.HANDLERS,
     **attempts.HANDLERS,
+    **cancelling.HANDLERS,
+    **pausing.HANDLERS,
     **entrusted.HANDLERS,
     **locks.HANDLERS,
     **recycling.HANDLERS,
