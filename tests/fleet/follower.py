@@ -15,6 +15,7 @@ import msgspec
 
 from muster.coordinator.effects import Post
 from muster.coordinator.events import AnyFact, Recovered
+from muster.coordinator.log import read_snapshot
 from muster.coordinator.machine import Machine
 from muster.core.protocol import Assign
 from muster.errors import FleetNotRunningError
@@ -32,13 +33,14 @@ class Recovery(NamedTuple):
 
 
 class Follower:
-    """Follows one coordinator's log in a thread, from its first record."""
+    """Follows the coordinator whose log is in `directory`, in a thread, from the newest snapshot on."""
 
-    def __init__(self, log: Path) -> None:
-        self._log = log
-        self._machine = Machine()
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
         self._recovered_s: float | None = None
         self._ended = threading.Event()
+        self._machine = Machine()
+        self._reader: LogReader | None = None
         self.recoveries: list[Recovery] = []
         #: Records that a snapshot replaced before they were read: what was decided in them is not known.
         self.gaps = 0
@@ -46,33 +48,39 @@ class Follower:
         self._thread.start()
 
     def stop(self) -> None:
-        """Read what is there and end. Raises what went wrong in the thread as an assertion."""
+        """Read what is there, and end."""
         self._ended.set()
         self._thread.join(30.0)
         assert not self._thread.is_alive(), "the follower does not come to its end"
         assert self.gaps == 0, f"{self.gaps} records of the log were gone before they were read"
 
     def _follow(self) -> None:
-        reader: LogReader | None = None
         while True:
             is_last = self._ended.is_set()
-            if reader is None:
-                try:
-                    reader = LogReader(self._log, 0)
-                except FleetNotRunningError:
-                    reader = None
-            if reader is not None:
-                with contextlib.suppress(FileNotFoundError):  # the fleet has ended, and its store is removed
-                    for _, raw in reader.read():
-                        if raw is None:
-                            self.gaps += 1
-                        else:
-                            self._take(_decoder.decode(raw))
+            with contextlib.suppress(
+                FileNotFoundError, FleetNotRunningError
+            ):  # not yet there, or removed with its fleet
+                self._read(self._reader or self._begin())
             if is_last:
                 break
             self._ended.wait(_LOOK_S)
-        if reader is not None:
-            reader.close()
+        if self._reader is not None:
+            self._reader.close()
+
+    def _begin(self) -> LogReader:
+        state, covered = read_snapshot(self._directory / "snapshot")
+        self._machine = Machine(state)
+        return LogReader(self._directory / "log", covered)
+
+    def _read(self, reader: LogReader) -> None:
+        for _, raw in reader.read():
+            if raw is not None:
+                self._take(_decoder.decode(raw))
+            elif self._reader is None:
+                return  # a newer snapshot has replaced the one it began with
+            else:
+                self.gaps += 1
+            self._reader = reader
 
     def _take(self, facts: list[AnyFact]) -> None:
         for fact in facts:

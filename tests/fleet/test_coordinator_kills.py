@@ -3,42 +3,46 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import time
+from typing import Any
 
 import pytest
-from tests.acceptance.place import PATIENCE_S, Muster, Place, assert_recorded_once, wait_for_lines
+from tests.acceptance.place import Place, assert_recorded_once, wait_for_lines
 
+from muster.core.names import COORDINATOR
 from muster.testing import eventually
 
 from . import figures
-from .follower import Follower
 from .form import COORDINATOR_PAUSE_S, FORM
+from .kills import Kills
+from .standing import Standing
 from .witness import Witness
 
 #: How long one task takes, about. Nothing is prefetched behind tasks of this length: who starts one was just given it.
 TASK_S = 1.5
 PATIENCE = 4 * COORDINATOR_PAUSE_S * FORM.coordinator_kills + 120
 
-pytestmark = [pytest.mark.timeout(int(2 * PATIENCE)), pytest.mark.slow]
+pytestmark = [pytest.mark.timeout(int(3 * PATIENCE) + 600), pytest.mark.slow]
 
+BACKLOG = """
+[fleet]
+name = "harbour"
 
-def kill_coordinator(run: Muster, before: set[int]) -> float:
-    """SIGKILL a coordinator that is not one of `before`; when."""
-    pid = eventually(
-        lambda: (run.coordinator() or 0) not in {0, *before} and run.coordinator(), PATIENCE_S, "a new one"
-    )
-    assert pid
-    before.add(pid)
-    killed_s = time.time()
-    os.kill(pid, signal.SIGKILL)
-    return killed_s
+[agents.quick]
+count = 2
+handler = "hand:work"
+slots = 64
 
-
-def wait_for_recovery(follower: Follower, count: int) -> None:
-    """Until so many coordinators have given out their first task."""
-    eventually(lambda: len(follower.recoveries) >= count, PATIENCE_S, f"a task is given out after kill {count}")
+[agents.w]
+count = {agents}
+command = {command}
+"""
+HANDLER = """
+async def work(number):
+    return number
+"""
+#: Tasks in one message.
+BATCH = 500
 
 
 def test_a_coordinator_killed_again_and_again_neither_loses_nor_doubles_anything(place: Place) -> None:
@@ -50,17 +54,13 @@ def test_a_coordinator_killed_again_and_again_neither_loses_nor_doubles_anything
         "run", "-j", str(FORM.agents), "--agents-per-worker", "1", "--results", str(results), "--report", str(report),
         "-a", place.inputs(inputs), *witness.command(int(TASK_S)),
     )  # fmt: skip
-    follower = Follower(run.store() / "coordinator" / "log")
+    kills = Kills(run.store() / "coordinator", run.coordinator)
     wait_for_lines(results, 1)
-    seen: set[int] = set()
-    kills: list[float] = []
-    for number in range(FORM.coordinator_kills):
-        kills.append(kill_coordinator(run, seen))
-        wait_for_recovery(follower, number + 1)
-        time.sleep(max(0.0, kills[-1] + COORDINATOR_PAUSE_S - time.time()))
+    for _ in range(FORM.coordinator_kills):
+        kills.strike()
+        time.sleep(max(0.0, kills.at_s[-1] + COORDINATOR_PAUSE_S - time.time()))
     assert run.process.poll() is None, "the last kill came too late to mean anything"
     assert run.end(PATIENCE) == 0, run.errors
-    follower.stop()
 
     assert_recorded_once(results, inputs)
     told = json.loads(report.read_bytes())
@@ -70,9 +70,48 @@ def test_a_coordinator_killed_again_and_again_neither_loses_nor_doubles_anything
     assert told["worker_deaths"] == told["restarts"] == told["stale_refused"] == 0
     witness.assert_none_ran_beside_another(inputs, interrupted=False)
     place.assert_nothing_is_left()
+    kills.note(f"{FORM.coordinator_kills} kills of the coordinator of {FORM.agents} agents")
+    figures.note("  tasks recorded once, of as many", len(inputs), "", goal=count, at_least=True)
 
-    assert len(follower.recoveries) == len(kills)
-    waits = sorted(found.assigned_s - killed_s for found, killed_s in zip(follower.recoveries, kills, strict=True))
-    title = f"{len(kills)} kills of the coordinator of {FORM.agents} agents: kill to first assignment"
-    figures.note(f"{title}, median", waits[len(waits) // 2], "s", goal=2.0)
-    figures.note(f"{title}, worst", waits[-1], "s", goal=2.0)
+
+def test_a_coordinator_with_much_behind_and_much_before_it_is_soon_at_work_again(place: Place) -> None:
+    witness = Witness(place)
+    (place.work / "hand.py").write_text(HANDLER)
+    command = json.dumps(witness.command(int(TASK_S), "{input}"))
+    standing = Standing(place, BACKLOG.format(agents=FORM.agents, command=command), patience_s=PATIENCE)
+    finished, total = FORM.finished, FORM.finished + FORM.open_tasks
+    standing.speak(submit(standing, range(1, finished + 1), "quick"))
+    wait_for_done(standing, finished, 60 + finished / 50)
+    standing.speak(submit(standing, range(finished + 1, total + 1), "w"))
+    kills = Kills(standing.store / "coordinator", lambda: standing.ping()["coordinator"]["pid"])
+    eventually(lambda: witness.started() > FORM.agents // 2, PATIENCE, "agents work on the open tasks")
+    for _ in range(3):
+        kills.strike()
+    wait_for_done(standing, total, PATIENCE + 20 * FORM.open_tasks * TASK_S / FORM.agents)
+    told = standing.speak(status(standing))
+    assert {key: count for key, count in told["tasks"].items() if count} == {"submitted": total, "done": total}
+    inputs = [str(number) for number in range(finished + 1, total + 1)]
+    witness.assert_none_ran_beside_another(inputs, interrupted=False)
+    kills.note(f"{FORM.agents} agents, {finished:,} tasks finished, {FORM.open_tasks:,} open")
+    standing.down()
+
+
+async def submit(standing: Standing, numbers: range, kind: str) -> None:
+    """Send tasks whose input is their number, as many to a message as fit well."""
+    async with await standing.operator() as bus:
+        for first in range(0, len(numbers), BATCH):
+            tasks = [[number, number, kind] for number in numbers[first : first + BATCH]]
+            await bus.send(COORDINATOR, {"tasks": tasks}, type="task.submit", wait_s=60.0)
+
+
+async def status(standing: Standing) -> dict[str, Any]:
+    """What the coordinator says of the fleet as a whole."""
+    async with await standing.operator() as bus:
+        return await standing.status(bus)
+
+
+def wait_for_done(standing: Standing, count: int, patience_s: float) -> None:
+    """Until so many tasks are done."""
+    eventually(
+        lambda: standing.speak(status(standing))["tasks"]["done"] >= count, patience_s, f"{count} tasks are done"
+    )
