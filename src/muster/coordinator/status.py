@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from muster.coordinator import state as st
 from muster.coordinator.lifecycle import evidence_of
+from muster.coordinator.pausing import paused
 from muster.coordinator.supervising import supervision_of
-from muster.coordinator.tasks import DELAYED
+from muster.coordinator.tasks import BLOCKED, DELAYED
 from muster.core.protocol import AgentStatus, FleetStatus
 from muster.health.monitor import Expected
 
@@ -62,19 +64,21 @@ def state_of(agent: Agent, worker: Worker, page: StatusPage | None, *, is_suspec
 def task_counts(state: State) -> dict[str, int]:
     """Tasks by state. They add up to all that were ever submitted."""
     counters = state.counters
-    delayed = (
-        sum(task.state == DELAYED for task in state.tasks.values())
-        if len(state.tasks) != state.queued + state.held
-        else 0
-    )
+    waiting: Counter[str] = Counter()
+    if (
+        len(state.tasks) != state.queued + state.held
+    ):  # else nobody waits for anything else, and there is no need to look
+        waiting.update(task.state for task in state.tasks.values())
     return {
         "submitted": counters.submitted,
         "queued": state.queued,
-        "delayed": delayed,
+        "delayed": waiting[DELAYED],
+        "blocked": waiting[BLOCKED],
         "running": state.held,
         "done": counters.done,
         "failed": counters.failed,
         "dead": counters.dead,
+        "cancelled": counters.cancelled,
     }
 
 
@@ -104,6 +108,8 @@ class StatusTeller:
                 "reassigned": counters.reassigned,
                 "handed_back": counters.handed_back,
                 "stale_refused": counters.stale_refused,
+                "forged_refused": counters.forged_refused,
+                "retried": counters.retried,
                 "restarts": counters.restarts,
             },
             latency_ms={"task": latency_ms(state), "message_rtt": rtt_ms},
@@ -113,6 +119,7 @@ class StatusTeller:
                 if with_agents and not state.workers[agent.worker].is_team
             ],
             supervision=supervision_of(state, now_s),
+            paused=paused(state),
         )
 
     def _agent(self, agent: Agent) -> AgentStatus:

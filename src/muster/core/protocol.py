@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from muster.core.reports import AgentStatus, FleetStatus, Progress, StatusAsk, TeamReport, TeamStatus
 from muster.core.requests import (
     CancelTasks,
     Done,
@@ -31,10 +32,11 @@ from muster.core.requests import (
     TaskRequest,
 )
 
-#: Asks stand in a module of their own.
+#: Asks and reports stand in modules of their own.
 __all__ = [
-    "CancelTasks", "Done", "ForgetTasks", "ListTasks", "LockAcquire", "LockListAsk", "LockRelease", "LockRenew", "Pause",
-    "Restart", "Resume", "RetryTasks", "Scale", "TaskFacts", "TaskListing", "TaskRequest",
+    "AgentStatus", "CancelTasks", "Done", "FleetStatus", "ForgetTasks", "ListTasks", "LockAcquire", "LockListAsk", "LockRelease",
+    "LockRenew", "Pause", "Progress", "Restart", "Resume", "RetryTasks", "Scale", "StatusAsk", "TaskFacts", "TaskListing",
+    "TaskRequest", "TeamReport", "TeamStatus",
 ]  # fmt: skip
 
 # --------------------------------------------------------------------------- bus: operator -> coordinator
@@ -81,32 +83,7 @@ class Stop(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
 
 
-class StatusAsk(msgspec.Struct, frozen=True, kw_only=True):
-    """`fleet.status`, anyone -> coordinator; answered with a `FleetStatus`."""
-
-    agents: bool = True
-
-
 # --------------------------------------------------------------------------- bus: coordinator -> operator
-
-
-class Progress(msgspec.Struct, frozen=True, kw_only=True):
-    """`run.progress`, coordinator -> operator, at most every 0.1 s and once at the end."""
-
-    total: int | None  # None: input not ended yet
-    submitted: int
-    queued: int
-    running: int
-    done: int
-    failed: int
-    reassigned: int
-    restarts: int
-    agents_ready: int
-    agents: int
-    elapsed_s: float
-    rate_per_s: float
-    eta_s: float | None
-    halted: bool = False
 
 
 class TaskOutput(msgspec.Struct, frozen=True, kw_only=True):
@@ -169,11 +146,13 @@ class RollCall(msgspec.Struct, frozen=True, kw_only=True):
 class Drain(msgspec.Struct, frozen=True, kw_only=True):
     """`agent.drain`, coordinator -> agent: finish what runs, hand back what has not begun, then send `Drained` and end.
 
-    `now`: kill what runs, too. The worker process ends when all its agents have drained.
+    `now`: kill what runs, too. The worker process ends when all its agents have drained. `incarnation`: whose end is meant; a later one
+    reads the order, too, and is not concerned. 0: whoever reads it.
     """
 
     now: bool = False
     deadline_s: float = 10.0
+    incarnation: int = 0
 
 
 class Ready(msgspec.Struct, frozen=True, kw_only=True):
@@ -286,75 +265,6 @@ class Pong(msgspec.Struct, frozen=True, kw_only=True):
     """`agent.pong`, agent -> coordinator: the reply to a `Ping`."""
 
     sent_ns: int
-
-
-class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One agent as `status` shows it: from its status page, its process and the coordinator's log."""
-
-    agent: str
-    worker: str
-    pid: int | None
-    state: str
-    verdict: str
-    incarnation: int
-    restarts: int
-    task: int | None
-    done: int
-    failed: int
-    inbox_depth: int
-    heartbeat_age_s: float | None
-    pss_bytes: int | None
-    evidence: list[str] = []
-    team: str = ""
-
-
-class TeamStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One team as `status` shows it. `ready`: agents that can be given something; `holding`: attempts that the team has from the root."""
-
-    team: str
-    kind: str
-    pid: int | None
-    state: str
-    verdict: str
-    incarnation: int
-    restarts: int
-    agents: int
-    ready: int
-    holding: int
-    done: int
-    failed: int
-    evidence: list[str] = []
-
-
-class FleetStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """`fleet.status` reply, coordinator -> asker."""
-
-    fleet: str
-    store_id: str
-    state: str
-    verdict: str
-    coordinator_pid: int
-    coordinator_restarts: int
-    uptime_s: float
-    tasks: dict[str, int]
-    counters: dict[str, float]
-    latency_ms: dict[str, dict[str, float]]
-    agents: list[AgentStatus] = []
-    #: Workers that are replaced, wait for it, or are set aside; counts that the operator changed; how hooks ended.
-    supervision: dict[str, Any] = {}
-    teams: list[TeamStatus] = []
-
-
-class TeamReport(msgspec.Struct, frozen=True, kw_only=True):
-    """`team.report`, team -> root, every `metrics_interval_s` while something changes, and before the end.
-
-    `status` has no agents; `pss_bytes` of each agent; `metrics`: what its agents' snapshots added since the last report.
-    """
-
-    status: FleetStatus
-    agents_seen: int
-    pss_bytes: list[int]
-    metrics: MetricsSnapshot
 
 
 # --------------------------------------------------------------------------- bus: anybody -> coordinator: locks

@@ -70,6 +70,13 @@ def _lines(found: dict[str, Any], everybody: bool) -> list[str]:
             "tasks: "
             + ", ".join(f"{count:,} {what}" for what, count in tasks.items() if count or what in ("done", "queued"))
         )
+    paused = found.get("paused")
+    if paused:
+        who = "nothing new is assigned" if "*" in paused else f"nothing new is assigned to {', '.join(paused)}"
+        lines.append(paint(f"paused: {who}; `muster resume` goes on", "yellow"))
+    refused = [(found.get("counters") or {}).get(f"{how}_refused", 0) for how in ("stale", "forged")]
+    if any(refused):
+        lines.append(f"results refused: {refused[0]:,} stale, {refused[1]:,} forged")
     for name, values in (found.get("latency_ms") or {}).items():
         if not values:
             continue
