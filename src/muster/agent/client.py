@@ -16,6 +16,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import select
 import socket
 
 from muster import errors
@@ -23,7 +24,10 @@ from muster import errors
 # Not from typing: importing it would double the cost of a short verb. Type checkers know the name.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, Self
+
+    from muster.agent.held import Held
 
 #: How long an answer may take beyond what the request itself allows, before its owner counts as gone.
 ANSWER_S = 30.0
@@ -45,6 +49,9 @@ class OwnerClient:
             raise errors.UsageError("MUSTER_SOCKET is not set: this process was not started by an agent of a fleet")
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._rest = b""
+        #: Called with each line that is no answer: how a wait for a lock goes, and that one was lost.
+        self.on_event: Callable[[dict[str, Any]], None] = lambda _event: None
+        self._lost: dict[str, dict[str, Any]] = {}
         try:
             self._socket.settimeout(ANSWER_S)
             _connect(self._socket, address)
@@ -92,6 +99,36 @@ class OwnerClient:
             self.request("ask", _patience_s=timeout_s, to=to, type=type, timeout_s=timeout_s, **_body(body))["reply"]
         )
 
+    def lock(self, *names: str, timeout_s: float | None = None, ttl_s: float = 60.0) -> Held:
+        """Lock names and file globs for the whole fleet: `with me.lock("src/api/") as held:`. Waits; see `Bus.lock`.
+
+        The agent's worker renews it. It ends with the block or with this connection, whatever ends that; it is not shared with other
+        commands of the same agent. `Held.token` is its fencing token, `Held.check()` raises if it was lost.
+
+        Raises:
+            LockHeldError, LockTimeoutError, LockDeadlockError, LockTableFullError, UsageError: Nothing was locked.
+        """
+        from muster.agent.held import Held, around
+
+        fields = self.request(
+            "lock", _patience_s=timeout_s, names=list(names), patience_s=timeout_s, ttl_s=ttl_s, within=around()
+        )
+        return Held(self, fields["lock_id"], fields["token"], fields["names"])
+
+    def lost(self, lock_id: str) -> dict[str, Any] | None:
+        """Why a lock of this connection was lost, as an error's fields; None if it is not known to be. Never waits."""
+        while select.select([self._socket], [], [], 0)[0]:
+            try:
+                self._hear(self._read_line())
+            except OSError as error:
+                gone = {"code": "lock.lost", "message": f"the owner of this identity went away: {error}"}
+                return self._lost.get(lock_id, gone)
+        return self._lost.get(lock_id)
+
+    def fileno(self) -> int:
+        """Readable when there may be news of a lock: call `lost`."""
+        return self._socket.fileno()
+
     def ls(self) -> list[str]:
         """Every agent of the fleet."""
         agents: list[str] = self.request("ls")["agents"]
@@ -101,8 +138,8 @@ class OwnerClient:
         """{"agent", "fleet", "store", "task", "attempt"} that this connection speaks for."""
         return self.request("whoami")
 
-    def request(self, op: str, *, _patience_s: float = 0.0, **fields: Any) -> dict[str, Any]:
-        """Send one request and return the answer.
+    def request(self, op: str, *, _patience_s: float | None = 0.0, **fields: Any) -> dict[str, Any]:
+        """Send one request and return the answer, which may take `_patience_s` and a little (None: for ever).
 
         Raises:
             MusterError: The answer is an error; the class is found by its code.
@@ -114,9 +151,10 @@ class OwnerClient:
         except (TypeError, ValueError, RecursionError) as error:
             raise errors.BodyEncodingError(f"the body cannot be written as JSON: {error}") from None
         try:
-            self._socket.settimeout(ANSWER_S + _patience_s)
+            self._socket.settimeout(None if _patience_s is None else ANSWER_S + _patience_s)
             self._socket.sendall(line)
-            answer = json.loads(self._read_line())
+            while (answer := self._hear(self._read_line())) is None:
+                pass
         except (OSError, ValueError) as error:
             # A refused connection is answered and closed before the request is read: the answer says why.
             answer = self._last_words()
@@ -126,6 +164,16 @@ class OwnerClient:
             raise errors.error_of(answer["error"])
         del answer["ok"]
         return dict(answer)
+
+    def _hear(self, line: bytes) -> dict[str, Any] | None:
+        """A line as an answer, or None: then it was an event."""
+        answer: dict[str, Any] = json.loads(line)
+        if "event" not in answer:
+            return answer
+        if answer["event"] == "lock.lost":
+            self._lost[answer["lock_id"]] = answer["error"]
+        self.on_event(answer)
+        return None
 
     def _read_line(self) -> bytes:
         parts = [self._rest]

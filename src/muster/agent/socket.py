@@ -9,6 +9,9 @@ checked by the kernel's word on who connected (`ancestry`). Requests and answers
     {"op": "recv", "n": 1, "wait_s": 10}                -> {"ok": true, "messages": […]}
     {"op": "ack", "handles": […]}                       -> {"ok": true, "acked": 1}
     {"op": "ask", "to": …, "body": …, "timeout_s": 30}  -> {"ok": true, "reply": {…}}
+    {"op": "lock", "names": […], "patience_s": null, "ttl_s": 60}
+                                                        -> {"ok": true, "lock_id": …, "token": …}, see `leases`
+    {"op": "unlock", "lock_id": …}                      -> {"ok": true}
     {"op": "ls"}  {"op": "whoami"}
 
 A refusal is {"error": {"code", "message", "retry_after_s"}} and leaves the connection open, except where who speaks or how is in doubt.
@@ -28,7 +31,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from muster.agent import ancestry
+from muster.agent.leases import SessionLeases
 from muster.agent.runner import VERBS
+from muster.core import limits
 from muster.core.protocol import TYPES
 from muster.errors import (
     BodyEncodingError,
@@ -54,7 +59,7 @@ CONNECTIONS_MAX = 64
 RECEIVE_MAX = 100
 WAIT_S_MAX = 3600.0
 #: Types that anybody may send to the coordinator; muster's other words are not for commands.
-_OPEN_TYPES = frozenset({"task.submit", "fleet.status"})
+_OPEN_TYPES = frozenset({"task.submit", "fleet.status", "lock.list"})
 
 
 class Request(msgspec.Struct):
@@ -71,6 +76,11 @@ class Request(msgspec.Struct):
     wait_s: float = 0.0
     timeout_s: float = 30.0
     handles: list[str] = []
+    names: list[str] = []
+    patience_s: float | None = None
+    ttl_s: float = limits.LOCK_TTL_S
+    within: list[str] = []
+    lock_id: str = ""
 
 
 _decode = msgspec.json.Decoder(Request).decode
@@ -155,9 +165,9 @@ class OwnerSocket:
             connection.close()
             return
         reader, writer = await asyncio.open_unix_connection(sock=connection, limit=LINE_BYTES_MAX)
-        session = Session(self.runner, peer)
+        session = Session(self.runner, peer, reader, writer)
         try:
-            await session.serve(reader, writer)
+            await session.serve()
         except (ConnectionError, asyncio.CancelledError):
             pass
         finally:
@@ -180,22 +190,33 @@ class OwnerSocket:
 class Session:
     """One connection."""
 
-    def __init__(self, runner: Runner, attempt: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        attempt: tuple[int, int],
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
         self._runner = runner
+        self._reader, self._writer = reader, writer
+        self._ahead: asyncio.Future[bytes] | None = None
+        self._leases = SessionLeases(runner.bus, lambda event: writer.write(_encode(event) + b"\n"))
         self._bus = runner.bus
         self._attempt = attempt
         self._in_hand: dict[str, Delivery] = {}
         self._next_handle = 1
         self._ops = {
             "send": self._send, "publish": self._publish, "recv": self._receive, "ack": self._ack,
-            "ask": self._ask, "ls": self._list, "whoami": self._whoami,
+            "ask": self._ask, "ls": self._list, "whoami": self._whoami, "lock": self._lock, "unlock": self._leases.unlock,
         }  # fmt: skip
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve(self) -> None:
         """Answer requests until the other side goes away or says something that is no request."""
+        writer = self._writer
         while True:
+            ahead, self._ahead = self._ahead, None
             try:
-                line = await reader.readline()
+                line = await (ahead or self._reader.readline())
             except ValueError:  # StreamReader's word for a line over its limit
                 error = UsageError(f"a request is a line of at most {LINE_BYTES_MAX:,} bytes")
                 writer.write(_encode({"error": error.as_dict()}) + b"\n")
@@ -224,7 +245,10 @@ class Session:
         """What was not acked goes to whoever asks next."""
         if not self._bus.closed:
             self._runner.mailbox.give_back(list(self._in_hand.values()))
+            self._leases.close()
         self._in_hand.clear()
+        if self._ahead is not None:
+            self._ahead.cancel()
 
     # ------------------------------------------------------------------ operations
 
@@ -268,6 +292,19 @@ class Session:
         # An ack may let messages come that had to wait for it.
         self._runner.setting.loop.call_soon(self._runner.pump)
         return {"acked": len(request.handles)}
+
+    async def _lock(self, request: Request) -> dict[str, Any]:
+        """The wait may be long: whoever goes away meanwhile stands in line no more."""
+        locking = asyncio.ensure_future(self._leases.lock(request))
+        locking.add_done_callback(lambda done: done.cancelled() or done.exception())  # whoever waits for it may be gone
+        self._ahead = asyncio.ensure_future(self._reader.readline())
+        try:
+            await asyncio.wait({locking, self._ahead}, return_when=asyncio.FIRST_COMPLETED)
+            if self._ahead.done() and not self._ahead.exception() and not self._ahead.result():
+                raise ConnectionResetError
+            return await locking
+        finally:
+            locking.cancel()
 
     async def _list(self, _request: Request) -> dict[str, Any]:
         return {"agents": self._bus.roster()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from muster.core.names import COORDINATOR, OPERATOR, group_name
+from muster.core.names import COORDINATOR, HOLDER, OPERATOR, group_name
 from muster.errors import BusError, UnknownAgentError
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def members(group: str, everybody: list[str], store: Path | None, me: str) -> li
     if not group.startswith("@"):
         raise UnknownAgentError(f"a group begins with '@', as in '@workers'; {group!r} does not", agent=group)
     name = group_name(group)
+    everybody = [agent for agent in everybody if not agent.startswith(HOLDER)]
     chosen: list[str] = []
     if name == "all":
         chosen = everybody

@@ -27,6 +27,7 @@ VERBS: dict[str, str] = {
     "send": "Put a message into an agent's inbox.",
     "recv": "Take messages from the inbox.",
     "ask": "Send a request and print the reply.",
+    "lock": "Run a command under a lock of the whole fleet.",
     "dead": "List, show, redrive and drop dead letters.",
     "fsck": "Check a fleet's store, and repair it.",
     "retire": "Take an agent off the roster, and keep what waits for it.",

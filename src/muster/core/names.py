@@ -15,6 +15,8 @@ COORDINATOR = AgentId("coordinator")
 OPERATOR = AgentId("operator")
 #: Who asks the coordinator for its status while the operator is busy.
 OBSERVER = AgentId("observer")
+#: Processes outside the fleet that hold locks are this with a number; they have no inbox that anybody reads.
+HOLDER = "_lock-"
 #: The identities of every fleet beside its agents.
 COMPANIONS = (COORDINATOR, OPERATOR, OBSERVER)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from muster.coordinator.asks import Answer, Ask, Rule, Rules
 from muster.coordinator.events import LockAsked, LockReleased, LockRenewed
-from muster.coordinator.locks.facts import lost, standing
+from muster.coordinator.locks.facts import lost, standing, who
 from muster.core import limits
 from muster.core.globs import normal
 from muster.core.protocol import Done, LockAcquire, LockListAsk, LockRelease, LockRenew
@@ -100,7 +100,7 @@ def _row(state: State, lock: Lock, now_s: float) -> dict[str, Any]:
         "left_s": left_s,
         "ttl_s": lock.ttl_s,
         "pid": lock.pid or None,
-        "waits_for": None if waits_for is None else waits_for.agent,
+        "waits_for": None if waits_for is None else who(waits_for),
     }
 
 

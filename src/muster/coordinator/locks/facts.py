@@ -25,6 +25,8 @@ from muster.coordinator.events import (
 )
 from muster.coordinator.lives import LIVE
 from muster.coordinator.locks.table import Lock
+from muster.core.globs import conflict
+from muster.core.names import HOLDER
 from muster.core.protocol import Done
 from muster.errors import LockDeadlockError, LockError, LockHeldError, LockLostError, LockTimeoutError
 
@@ -47,6 +49,11 @@ def standing(state: State, lock: Lock) -> Done:
     ahead = len(state.locks.blockers(lock))
     facts: dict[str, Any] = {"state": "waiting", "lock_id": lock.lock_id, "ahead": ahead, **_holder_of(state, lock)}
     return Done(ok=True, facts=facts)
+
+
+def who(lock: Lock) -> str:
+    """Its holder, as people know it."""
+    return f"process {lock.pid}" if lock.agent.startswith(HOLDER) and lock.pid else lock.agent
 
 
 def refused(error: LockError) -> Done:
@@ -96,7 +103,7 @@ def due(state: State, place: int, out: list[Effect]) -> None:
         _arm(state, lock)
     elif not lock.token:
         error = LockTimeoutError(
-            f"not free within {lock.wait_s:g} s: {_sentence(state, lock)}", **_holder_of(state, lock)
+            f"not free within {lock.wait_s:.3g} s: {_sentence(state, lock)}", **_holder_of(state, lock)
         )
         _tell(lock, refused(error), out)
         _free(state, lock, out)
@@ -151,7 +158,7 @@ def _refusal(state: State, lock: Lock) -> LockError | None:
         return LockDeadlockError(
             f"{_names(lock)} would wait for itself: what holds {_names(circle[0])} is waiting for it"
         )
-    steps = ", ".join(f"{_names(one)} ({'held' if one.token else 'wanted'} by {one.agent})" for one in circle)
+    steps = ", ".join(f"{_names(one)} ({'held' if one.token else 'wanted'} by {who(one)})" for one in circle)
     return LockDeadlockError(
         f"waiting for {_names(lock)} would never end: it waits for {steps}, and that waits for this"
     )
@@ -221,7 +228,7 @@ def _holder_of(state: State, lock: Lock) -> dict[str, Any]:
     if first is None:
         return {}
     return {
-        "holder": first.agent,
+        "holder": who(first),
         "names": list(first.names),
         "held_s": round(state.now_s - first.since_s, 3) if first.token else None,
     }
@@ -230,20 +237,25 @@ def _holder_of(state: State, lock: Lock) -> dict[str, Any]:
 def _sentence(state: State, lock: Lock) -> str:
     first = state.locks.first_blocker(lock)
     assert first is not None, "a lock that is free is held"
+    met = [name for name in lock.names if any(conflict(name, other) for other in first.names)]
     if not first.token:
-        return f"{_names(lock)} is wanted by {first.agent}, who came first"
-    other = "" if set(lock.names) & set(first.names) else f" as {_names(first)}"
-    return f"{_names(lock)} is held by {first.agent}{other}, for {state.now_s - first.since_s:.0f} s"
+        return f"{_listed(met)} is wanted by {who(first)}, who came first"
+    other = "" if set(met) & set(first.names) else f" as {_listed(first.names)}"
+    return f"{_listed(met)} is held by {who(first)}{other}, for {state.now_s - first.since_s:.0f} s"
 
 
 def _names(lock: Lock) -> str:
-    shown = ", ".join(repr(name) for name in lock.names[:_LISTED_MAX])
-    more = len(lock.names) - _LISTED_MAX
+    return _listed(lock.names)
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:_LISTED_MAX])
+    more = len(names) - _LISTED_MAX
     return f"{shown} and {more} more" if more > 0 else shown
 
 
 def _noted(lock: Lock) -> dict[str, Any]:
-    return {"names": list(lock.names), "holder": lock.agent, "token": lock.token}
+    return {"names": list(lock.names), "holder": who(lock), "token": lock.token}
 
 
 HANDLERS: Handlers = {
