@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from muster.core.reports import AgentStatus, FleetStatus, Progress, StatusAsk, TeamReport, TeamStatus
+from muster.core.reports import AgentStatus, FleetStatus, MetricsSnapshot, Progress, StatusAsk, TeamReport, TeamStatus
 from muster.core.requests import (
     CancelTasks,
     Done,
@@ -35,7 +35,7 @@ from muster.core.requests import (
 #: Asks and reports stand in modules of their own.
 __all__ = [
     "AgentStatus", "CancelTasks", "Done", "FleetStatus", "ForgetTasks", "ListTasks", "LockAcquire", "LockListAsk", "LockRelease",
-    "LockRenew", "Pause", "Progress", "Restart", "Resume", "RetryTasks", "Scale", "StatusAsk", "TaskFacts", "TaskListing",
+    "LockRenew", "MetricsSnapshot", "Pause", "Progress", "Restart", "Resume", "RetryTasks", "Scale", "StatusAsk", "TaskFacts", "TaskListing",
     "TaskRequest", "TeamReport", "TeamStatus",
 ]  # fmt: skip
 
@@ -233,19 +233,6 @@ class HealthChanged(msgspec.Struct, frozen=True, kw_only=True):
     incarnation: int
     verdict: Literal["healthy", "degraded", "unhealthy"]
     evidence: list[str] = []
-
-
-class MetricsSnapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """`metrics.snapshot`, agent -> coordinator, every `metrics_interval_s` and once before the end: what changed since the last one.
-
-    counters: name -> increase. gauges: name -> value. histograms: name -> (count, sum, {bucket upper bound as text: count}),
-    increases since the last snapshot. Names are Prometheus names (`muster_messages_sent_total`).
-    """
-
-    incarnation: int
-    counters: dict[str, float] = {}
-    gauges: dict[str, float] = {}
-    histograms: dict[str, tuple[int, float, dict[str, int]]] = {}
 
 
 class TeamNoted(msgspec.Struct, frozen=True, kw_only=True):

@@ -91,6 +91,19 @@ class FleetStatus(msgspec.Struct, frozen=True, kw_only=True):
     paused: list[str] = []
 
 
+class MetricsSnapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """`metrics.snapshot`, agent -> coordinator, every `metrics_interval_s` and once before the end: what changed since the last one.
+
+    counters: name -> increase. gauges: name -> value. histograms: name -> (count, sum, {bucket upper bound as text: count}),
+    increases since the last snapshot. Names are Prometheus names (`muster_messages_sent_total`).
+    """
+
+    incarnation: int
+    counters: dict[str, float] = {}
+    gauges: dict[str, float] = {}
+    histograms: dict[str, tuple[int, float, dict[str, int]]] = {}
+
+
 class TeamReport(msgspec.Struct, frozen=True, kw_only=True):
     """`team.report`, team -> root, every `metrics_interval_s` while something changes, and before the end.
 
