@@ -35,8 +35,8 @@ from muster.core.requests import (
 #: Asks and reports stand in modules of their own.
 __all__ = [
     "AgentStatus", "CancelTasks", "Done", "FleetStatus", "ForgetTasks", "ListTasks", "LockAcquire", "LockListAsk", "LockRelease",
-    "LockRenew", "MetricsSnapshot", "Pause", "Progress", "Restart", "Resume", "RetryTasks", "Scale", "StatusAsk", "TaskFacts", "TaskListing",
-    "TaskRequest", "TeamReport", "TeamStatus",
+    "LockRenew", "MetricsSnapshot", "Pause", "Progress", "Restart", "Resume", "RetryTasks", "Scale", "StatusAsk", "TaskFacts",
+    "TaskListing", "TaskRequest", "TeamReport", "TeamStatus",
 ]  # fmt: skip
 
 # --------------------------------------------------------------------------- bus: operator -> coordinator
