@@ -239,7 +239,8 @@ class Runner:
 
     def _drain(self, order: Drain, delivery: Delivery) -> None:
         delivery.ack()  # before the bus may be closed
-        self.drain(order)
+        if order.incarnation in (0, self.setting.incarnation):  # else it was for one that has ended meanwhile
+            self.drain(order)
 
     def _ping(self, ping: Ping, delivery: Delivery) -> None:
         try:

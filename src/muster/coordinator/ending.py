@@ -71,7 +71,8 @@ def tell_to_drain(state: State, agent: Agent, grace_s: float, out: list[Effect])
     """Tell an agent to come to an end while the fleet goes on; told again, it changes nothing."""
     if agent.state in (st.READY, st.DRAINING):
         set_agent_state(state, agent, st.DRAINING)
-        out.append(Post(agent.name, Drain(deadline_s=grace_s), is_control=True))
+        incarnation = state.workers[agent.worker].incarnation
+        out.append(Post(agent.name, Drain(deadline_s=grace_s, incarnation=incarnation), is_control=True))
 
 
 def drain_agent(state: State, agent: Agent, out: list[Effect]) -> None:
@@ -81,9 +82,11 @@ def drain_agent(state: State, agent: Agent, out: list[Effect]) -> None:
     set_agent_state(state, agent, st.DRAINING)
     ending = state.ending
     left_s = NO_DEADLINE_S if ending.deadline_s is None else max(0.0, ending.deadline_s - state.now_s)
-    if state.workers[agent.worker].is_team:
+    worker = state.workers[agent.worker]
+    if worker.is_team:
         left_s = teams.drain_s(left_s)
-    out.append(Post(agent.name, Drain(now=ending.now, deadline_s=left_s), is_control=True))
+    order = Drain(now=ending.now, deadline_s=left_s, incarnation=worker.incarnation)
+    out.append(Post(agent.name, order, is_control=True))
 
 
 def kill_due(state: State, _key: object, out: list[Effect]) -> None:

@@ -59,7 +59,7 @@ class Upstream:
     """A team's recorder."""
 
     def __init__(self, bus: Bus, state: State, incarnation: int) -> None:
-        self._bus, self._state, self._incarnation = bus, state, incarnation
+        self._bus, self._state, self.incarnation = bus, state, incarnation
         self._waiting: deque[_Word] = deque()
         self._replayed: dict[int, ev.Record] = {}
         self._told: tuple[int, bool] | None = None
@@ -134,7 +134,7 @@ class Upstream:
             return
         slots, is_out = self._told = now
         ready = Ready(
-            incarnation=self._incarnation, pid=os.getpid(), slots=slots, holding=entrusted.holding(state), nonce=self.nonce,
+            incarnation=self.incarnation, pid=os.getpid(), slots=slots, holding=entrusted.holding(state), nonce=self.nonce,
             is_out=is_out,
         )  # fmt: skip
         self.nonce = None
@@ -201,7 +201,10 @@ class TeamIntake(Intake):
 
     def _drain(self, delivery: Delivery) -> None:
         drain: Drain = delivery.decode(Drain)
-        self._fact(ev.DrainOrdered(self._shell.clock.now_s(), drain.now, drain.deadline_s), delivery)
+        if drain.incarnation in (0, self._upstream.incarnation):
+            self._fact(ev.DrainOrdered(self._shell.clock.now_s(), drain.now, drain.deadline_s), delivery)
+        else:  # for one that has ended meanwhile
+            self.acks.append(delivery)
 
     def _roll_call(self, delivery: Delivery) -> None:
         self._upstream.nonce = delivery.decode(RollCall).nonce
