@@ -19,9 +19,11 @@ from muster.core import limits
 from muster.core.names import agent_id, fleet_name
 from muster.core.settings import BusSettings
 from muster.core.spec import AgentSpec, FleetSpec, HookSpec, RetrySpec, identities
+from muster.core.wishes import check_tags
 from muster.errors import ConfigError, InvalidNameError
 from muster.fleet.bounds import bounded, bounds_of
 from muster.fleet.children import child_of
+from muster.fleet.coding import Coding, coding_of, worktree_of
 from muster.fleet.division import check_teams, teams_spec
 from muster.fleet.durations import parse_duration
 from muster.fleet.hooks import hook_of
@@ -294,10 +296,12 @@ def _agent_spec(name: str, table: AgentTable, path: Path, max_age: str | None = 
     if command is not None and not command:
         raise ConfigError(f"{path}: [agents.{name}] command is empty", key="command")
     place = f"{path}: [agents.{name}]"
+    coding = _coding(table, path, place)
+    default_s = None if coding is None else coding.timeout_s
     return AgentSpec(
         name=name,
         count=table.count,
-        command=None if command is None else tuple(command),
+        command=coding.command if coding is not None else None if command is None else tuple(command),
         handler=table.handler,
         shell=table.shell,
         # Relative to the file, not to where `muster up` was typed: the same file must start the same fleet.
@@ -305,13 +309,37 @@ def _agent_spec(name: str, table: AgentTable, path: Path, max_age: str | None = 
         env=table.env,
         restart=table.restart,
         slots=table.slots,
-        timeout_s=None if table.timeout is None else parse_duration(table.timeout, f"{place} timeout"),
+        timeout_s=default_s if table.timeout is None else parse_duration(table.timeout, f"{place} timeout"),
         stop_signal=_signal_name(table.stop_signal, place),
         kill_grace_s=parse_duration(table.kill_grace, f"{place} kill_grace"),
         overflow=table.overflow,
+        tags=tags_of(table.tags, place),
         bounds=bounds_of(table, place),
         child=child_of(table, place, max_age),
+        coding=None if coding is None else coding.spec,
+        worktree=worktree_of(table.worktree, f"{place} worktree"),
     )
+
+
+def _coding(table: AgentTable, path: Path, place: str) -> Coding | None:
+    if table.preset is None:
+        for key in ("args", "prompt", "transcripts"):
+            if getattr(table, key):
+                raise ConfigError(f"{place} {key} belongs to a preset, and there is none", key=key)
+        return None
+    if table.command is not None or table.handler is not None or table.shell:
+        raise ConfigError(f"{place}: a preset is the command; remove command, handler and shell", key="preset")
+    transcripts = None if table.transcripts is None else (path.absolute().parent / table.transcripts).resolve()
+    return coding_of(table.preset, tuple(table.args), table.prompt, transcripts, place)
+
+
+def tags_of(tags: list[str], place: str) -> tuple[str, ...]:
+    """The tags of a kind. Raises ConfigError."""
+    try:
+        check_tags(tags)
+    except ConfigError as error:
+        raise ConfigError(f"{place} tags: {error.message}", key="tags") from None
+    return tuple(dict.fromkeys(tags))
 
 
 def _signal_name(text: str, place: str) -> str:

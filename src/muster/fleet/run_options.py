@@ -14,6 +14,7 @@ from muster.core import limits
 from muster.core.spec import AgentSpec, FleetSpec, HaltSpec, RetrySpec, RunSpec, TeamsSpec
 from muster.core.template import expand, expand_shell, has_placeholder
 from muster.errors import CommandNotFoundError, ConfigError
+from muster.fleet.coding import Coding, Worktree, check_worktree, coding_of, worktree_of
 from muster.fleet.division import check_teams, teams_spec
 from muster.fleet.inputs import Inputs
 from muster.supervise.platform import start_time_of
@@ -60,6 +61,11 @@ class RunOptions:
     quiet: bool = False
     progress: bool = True
     as_json: bool = False
+    #: A coding command line; `command` then holds the user's own words for it.
+    preset: str | None = None
+    prompt: str | None = None
+    transcripts: Path | None = None
+    worktree: str | None = None
 
     def check(self) -> None:
         """What can be known to fail before anything is started.
@@ -68,9 +74,10 @@ class RunOptions:
             ConfigError: A value is out of range, or options contradict each other.
             CommandNotFoundError, InputFileError: As they say.
         """
+        self._check_preset()
         if self.command and self.handler:
             raise ConfigError("a run has either a command or --handler, not both", key="handler")
-        if not self.command and not self.handler:
+        if not self.command and not self.handler and self.preset is None:
             raise ConfigError(
                 "no command: write it behind the options, or name a function with --handler", key="command"
             )
@@ -94,8 +101,10 @@ class RunOptions:
             raise ConfigError(f"--report: there is no directory {self.report.parent}", key="report")
         if self.shell:
             expand_shell(self.command, "input", 1)
-        elif self.command:
-            find_command(self.command[0], self.cwd, self.env)
+        elif self.command or self.preset is not None:
+            find_command(self._template()[0], self.cwd, self.env)
+        if self._worktree():
+            check_worktree(self.cwd, "--worktree")
         self.inputs.check()
 
     def _teams(self) -> TeamsSpec | None:
@@ -103,17 +112,28 @@ class RunOptions:
             return None
         return teams_spec(self.teams, self.agents_per_team, "--teams, --agents-per-team:")
 
+    def _check_preset(self) -> None:
+        if self.preset is None:
+            if self.prompt is not None or self.transcripts is not None:
+                raise ConfigError("--prompt and --transcripts belong to a --preset", key="preset")
+        elif self.handler or self.shell:
+            raise ConfigError("--preset is the command; it goes with neither --handler nor --shell", key="preset")
+        else:
+            self._coding()
+
     def spec(self, *, name: str, store_id: str, spool: Path) -> FleetSpec:
         """The fleet that carries out this run."""
         agents = AgentSpec(
             name=KIND if self.jobs > 1 else f"{KIND}-1",
             count=self.jobs,
-            command=self.command or None,
+            command=self._template() or None,
             handler=self.handler,
             shell=self.shell,
             cwd=str(self.cwd),
             env=dict(self.env),
-            timeout_s=self.timeout_s,
+            timeout_s=self._timeout_s(),
+            coding=None if self.preset is None else self._coding().spec,
+            worktree=self._worktree(),
         )
         automatic = 1 if self.handler else max(1, min(AGENTS_PER_COMMAND_WORKER_MAX, self.jobs // 10))
         return FleetSpec(
@@ -150,7 +170,20 @@ class RunOptions:
             return f"{self.handler}({text!r})"
         if self.shell:
             return expand_shell(self.command, text, number)
-        return shlex.join(expand(self.command, text, number))
+        return shlex.join(expand(self._template(), text, number))
+
+    def _coding(self) -> Coding:
+        assert self.preset is not None
+        return coding_of(self.preset, self.command, self.prompt, self.transcripts, "--preset")
+
+    def _template(self) -> tuple[str, ...]:
+        return self.command if self.preset is None else self._coding().command
+
+    def _timeout_s(self) -> float | None:
+        return self.timeout_s if self.timeout_s is not None or self.preset is None else self._coding().timeout_s
+
+    def _worktree(self) -> Worktree:
+        return worktree_of(self.worktree, "--worktree-keep")
 
 
 def find_command(name: str, cwd: Path, env: Mapping[str, str]) -> None:

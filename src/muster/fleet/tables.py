@@ -42,6 +42,12 @@ class AgentTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_tasks: int | None = None
     max_age: Duration | None = None
     max_rss: str | int | None = None
+    preset: str | None = None
+    args: list[str] = []
+    prompt: str | None = None
+    transcripts: str | None = None
+    worktree: bool | str | None = None
+    tags: list[str] = []
 
 
 class HookTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

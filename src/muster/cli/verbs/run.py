@@ -79,6 +79,21 @@ complete.
     metavar="WHEN",
     help="Give up after failures: soon,fail=N or now,fail=N.",
 )
+@click.option(
+    "--preset",
+    metavar="NAME",
+    help="Run a coding CLI: claude, codex or gemini; the words behind the options are its own.",
+)
+@click.option("--prompt", metavar="TEXT", help="Prompt for --preset, with {} for the input [default: the input].")
+@click.option(
+    "--transcripts", type=click.Path(path_type=Path), metavar="DIR", help="Keep the event streams of --preset in DIR."
+)
+@click.option("--worktree", is_flag=True, help="A git worktree and branch for each task, made from the HEAD of --cwd.")
+@click.option(
+    "--worktree-keep",
+    metavar="WHEN",
+    help="Keep a done task's worktree: changed, always or never [default: changed]; implies --worktree.",
+)
 @click.option("-k", "--keep-order", is_flag=True, help="Print outputs in the order of the inputs.")
 @click.option("--dry-run", is_flag=True, help="Print the quoted command lines, and run nothing.")
 @click.option(
@@ -155,6 +170,10 @@ def _options(given: dict[str, Any]) -> RunOptions:
         quiet=given["quiet"],
         progress=not (given["quiet"] or given["no_progress"] or given["as_json"]),
         as_json=given["as_json"],
+        preset=given["preset"],
+        prompt=given["prompt"],
+        transcripts=given["transcripts"].resolve() if given["transcripts"] is not None else None,
+        worktree=given["worktree_keep"] or ("changed" if given["worktree"] else None),
     )
 
 
