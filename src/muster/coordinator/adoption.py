@@ -69,6 +69,7 @@ def plan_of(spec: FleetSpec) -> ev.Plan:
         halt_after=halt.fail if halt is not None else 1,
         grace_s=spec.grace_s,
         agents_per_worker=spec.agents_per_worker,
+        tags={kind.name: list(kind.tags) for kind in spec.agents if kind.tags},
     )
 
 

@@ -37,7 +37,7 @@ def offer(state: State, agent: Agent) -> None:
         if not agent.in_idle:
             agent.in_idle = True
             state.idle[agent.kind].append(agent.name)
-    elif slots and not agent.in_busy and held < slots + state.plan.prefetch:
+    elif not agent.in_busy and held < 2 * slots and held < slots + state.plan.prefetch:
         agent.in_busy = True
         state.busy[agent.kind].append(agent.name)
 
@@ -141,8 +141,8 @@ def _first_with_room(state: State, line: deque[str], extra: int) -> Agent | None
         if (
             agent.state == READY
             and agent.confirmed
-            and slots
             and len(agent.held) < slots + extra
+            and (len(agent.held) < 2 * slots or not extra)
             and not (extra and _is_slow(state, agent))
         ):
             return agent

@@ -98,6 +98,8 @@ class AgentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     #: What senders meet when such an agent's inbox is full. None: "refuse" for agents that muster runs; a program that takes a plain inbox
     #: decides by itself.
     overflow: Literal["refuse", "wait", "evict_oldest"] | None = None
+    #: What its agents are good for: a task that wants tags is given to agents that have all of them.
+    tags: tuple[str, ...] = ()
     bounds: AgentLimits = AgentLimits()
     child: ChildSpec = ChildSpec()
     #: The id of the first agent, where a change of the count must not change it. "": as `agent_ids` says.
