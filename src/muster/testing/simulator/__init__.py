@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from muster.testing.simulator.faults import Faults
 from muster.testing.simulator.runs import Outcome, simulate
-from muster.testing.simulator.scenario import Faults, Scenario
+from muster.testing.simulator.scenario import Scenario
 from muster.testing.simulator.watch import Violated
 from muster.testing.simulator.world import World
 

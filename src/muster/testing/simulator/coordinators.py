@@ -9,17 +9,20 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 
 from muster.bus.bus import Bus
-from muster.coordinator.adoption import adopt, plan_of
+from muster.coordinator.adoption import adopt, plan_of, team_plan_of
 from muster.coordinator.outputs import OutputFlow
 from muster.coordinator.recording import Recording
 from muster.coordinator.shell import RETRY_S, Clock, Shell
+from muster.coordinator.upstream import TeamIntake, TeamNotes, Upstream
 from muster.core.names import COORDINATOR
 from muster.core.orders import AgentGrant, Finished, ListWorkers, WorkerGrant, WorkerList
+from muster.core.protocol import Drained
+from muster.core.spec import teams
 from muster.testing.simulator.disk import SimLog, SimNotes, SimResults
 from muster.testing.simulator.lanes import LaneTransport
 
 if TYPE_CHECKING:
-    from muster.coordinator.events import AnyFact, Effect
+    from muster.coordinator.events import AnyFact, Effect, Record
     from muster.testing.simulator.spawner import Link
     from muster.testing.simulator.timeline import Process, Timer
     from muster.testing.simulator.world import World
@@ -51,60 +54,80 @@ class SimOutputs(OutputFlow):
 class SimGrants:
     """Grants without keys."""
 
-    def grant(self, worker: str, incarnation: int, agents: list[str], **more: Any) -> bytes:
+    def __init__(self, coordinator: str) -> None:
+        self._coordinator = coordinator
+
+    def grant(self, worker: str, incarnation: int, agents: list[str]) -> bytes:
         """As `coordinator.grants.Grants`."""
         granted = [AgentGrant(agent=agent, receive_root=b"", pair_keys={}) for agent in agents]
         return msgspec.msgpack.encode(
-            WorkerGrant(worker=worker, incarnation=incarnation, store="/nowhere", agents=granted, **more)
+            WorkerGrant(
+                worker=worker, incarnation=incarnation, store="/nowhere", agents=granted, coordinator=self._coordinator
+            )
         )
 
 
 class SimCoordinator:
-    """One life of a coordinator."""
+    """One life of a coordinator, of the root or of a team."""
 
     def __init__(self, world: World, process: Process, link: Link) -> None:
         self.world, self.process, self.link = world, process, link
+        self.name = process.name
         self.shell: Shell | None = None
+        self._records: list[Record] = []
+        self._incarnation = 0
         self._is_adopted = False
         self._turn_asked = False
         self._timer: Timer | None = None
         link.on_change = self.ask_turn
 
+    @property
+    def is_root(self) -> bool:
+        """Whether it is the root."""
+        return self.name == COORDINATOR
+
     # ------------------------------------------------------------------ beginning
 
     def begin(self) -> None:
         """Identity, log, replay; then the spawner is asked."""
-        world, process = self.world, self.process
-        transport = LaneTransport(world.lanes, COORDINATOR, process)
+        world, process, name = self.world, self.process, self.name
+        transport = LaneTransport(world.lanes, name, process)
         bus = Bus(cast("Any", transport))
-        log = SimLog(world.log_file, process)
-        machine, records = log.recover(world.make_machine)
-        world.watch.recovered(machine)
-        notes = SimNotes(lambda text: world.tell(COORDINATOR, text))
+        log = SimLog(world.log_of(name), process)
+        machine, self._records = log.recover(world.make_machine)
+        world.watch.recovered(name, machine)
+        notes = SimNotes(lambda text: world.tell(name, text)) if self.is_root else TeamNotes(bus)
         shell = world.make_shell(bus, machine, cast("Any", log), cast("Any", notes))
-        recording = Recording(bus, SimOutputs(bus, world), cast("Any", notes), shell.recording_failed)
-        recording.recover(records)
-        if world.spec.run is not None:
-            recording.results = cast("Any", SimResults(world.paper, process, world.watch.recorded))
-            if machine.state.life:
-                recording.compare(machine.state.results_base_bytes)
-        shell.recorder = recording
+        if self.is_root:
+            shell.recorder = self._recording(shell)
+            shell.resize = world.resize
+            shell.watch_holder = world.watch_holder
         self._watch_decisions(shell)
         shell.clock = Clock(machine.state.now_s, world.timeline.wall_s, world.timeline.steady_s)
         shell.wake = cast("Any", _Wake(self.ask_turn))
-        shell.control, shell.grants = cast("Any", self.link), cast("Any", SimGrants())
-        shell.on_message = {"metrics.snapshot": _ignore, "health.changed": _ignore}
+        shell.control, shell.grants = cast("Any", self.link), cast("Any", SimGrants(name))
+        shell.on_message = dict.fromkeys(("metrics.snapshot", "health.changed", "team.noted"), _ignore)
         self.shell = shell
         transport.on_arrival = self.ask_turn
         self.link.send(ListWorkers())
 
+    def _recording(self, shell: Shell) -> Recording:
+        world = self.world
+        recording = Recording(shell.bus, SimOutputs(shell.bus, world), shell.notes, shell.recording_failed)
+        recording.recover(self._records)
+        if world.spec.run is not None:
+            recording.results = cast("Any", SimResults(world.paper, self.process, world.watch.recorded))
+            if shell.machine.state.life:
+                recording.compare(shell.machine.state.results_base_bytes)
+        return recording
+
     def _watch_decisions(self, shell: Shell) -> None:
-        watch, apply = self.world.watch, shell.machine.apply
+        watch, apply, name = self.world.watch, shell.machine.apply, self.name
 
         def watched(fact: AnyFact) -> list[Effect]:
-            watch.about_to_decide(shell.machine.state, fact)
+            watch.about_to_decide(name, fact)
             effects = apply(fact)
-            watch.decided(shell.machine, fact, effects)
+            watch.decided(name, shell.machine, effects)
             return effects
 
         setattr(shell.machine, "apply", watched)  # noqa: B010 -- an instance's method, on purpose
@@ -138,11 +161,26 @@ class SimCoordinator:
             if isinstance(message, WorkerList):
                 self.link.received.extendleft(reversed(early))
                 self._is_adopted = True
-                _run(adopt(shell, plan_of(self.world.spec), message, len(self.world.paper.lines)))
+                self._take_over(shell, message)
                 self.ask_turn()
                 return
             early.append(message)
         self.link.received.extend(early)
+
+    def _take_over(self, shell: Shell, listing: WorkerList) -> None:
+        world = self.world
+        if self.is_root:
+            # Whoever dies here dies of faults: no worker and no team is given up for it.
+            plan = msgspec.structs.replace(plan_of(world.spec), restarts_max=10**6)
+            _run(adopt(shell, plan, listing, len(world.paper.lines)))
+            world.watch_again(shell.machine.state)
+            return
+        self._incarnation = listing.incarnation
+        upstream = Upstream(shell.bus, shell.machine.state, listing.incarnation)
+        upstream.recover(self._records)
+        shell.recorder = upstream
+        shell.intake = TeamIntake(shell, upstream)
+        _run(adopt(shell, team_plan_of(world.spec, teams(world.spec)[self.name]), listing))
 
     def _arm(self, shell: Shell) -> None:
         if self._timer is not None:
@@ -153,14 +191,27 @@ class SimCoordinator:
             delay_s = RETRY_S if delay_s is None else min(delay_s, RETRY_S)
         self._timer = None if delay_s is None else self.process.call_later(delay_s, self.ask_turn)
 
+    # ------------------------------------------------------------------ the end
+
     def _finish(self, shell: Shell) -> None:
         for _ in range(LAST_TURNS_MAX):
             if not _run(shell.turn()):
                 break
         assert shell.finish is not None
+        if isinstance(shell.recorder, Upstream):
+            shell.recorder.say(Drained(incarnation=self._incarnation))
+            self._last_word(shell.recorder)
+            return
         self.world.watch.finished(shell.machine.state, shell.finish)
         self.link.send(Finished(exit_status=shell.finish.exit_status))
         self.process.exit(shell.finish.exit_status)
+
+    def _last_word(self, upstream: Upstream) -> None:
+        upstream.retry()
+        if upstream.waiting:
+            self.process.call_later(RETRY_S, self._last_word, upstream)
+        else:
+            self.process.exit(0)
 
 
 def _run(call: Coroutine[Any, Any, Any]) -> Any:

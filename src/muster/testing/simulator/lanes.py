@@ -50,6 +50,8 @@ class Lanes:
         self.holders: dict[str, LaneTransport] = {}
         self.roster: dict[str, None] = {}
         self.dead: list[tuple[Message, str]] = []
+        #: Senders whose messages can be seen as soon as they are stored, though the recipient is told later.
+        self.prompt: set[str] = set()
         #: Called with every message once it is stored.
         self.on_store: Callable[[Message], None] = lambda _message: None
         self._made = 0
@@ -82,6 +84,8 @@ class Lanes:
             lane.ids[out.message_id] = seq
             if len(lane.ids) > IDS_MAX:
                 lane.ids.popitem(last=False)
+        if lane.sender in self.prompt:
+            lane.arrived = seq
         lane.last_arrival_s = max(lane.last_arrival_s, self.timeline.now_s + self.delay_s(self.rng))
         self.timeline.later(lane.last_arrival_s - self.timeline.now_s, self._arrive, lane, seq)
         return seq

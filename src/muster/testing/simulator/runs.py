@@ -49,6 +49,6 @@ def simulate(seed: int, *, keep_story: bool = False, wishes: dict[str, Any] | No
         violation, rule = f"crash: {type(error).__name__}: {error}", "crash"
     return Outcome(
         seed=seed, digest=world.story.digest, steps=world.timeline.steps, decisions=world.watch.decisions,
-        coordinators=world.spawner.coordinators_started, virtual_s=world.timeline.now_s, violation=violation, rule=rule,
+        coordinators=world.spawner.births.total(), virtual_s=world.timeline.now_s, violation=violation, rule=rule,
         story=tuple(world.story.lines),
     )  # fmt: skip

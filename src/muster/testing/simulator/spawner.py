@@ -5,7 +5,7 @@ It never dies by itself: when it does (`World.cut_the_power`), everything dies, 
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from muster.core.orders import (
     Finished,
     KillWorker,
     ListWorkers,
+    Reown,
     SpawnWorker,
     StopFleet,
     ToCoordinator,
@@ -48,9 +49,11 @@ class Link:
     def __init__(self, spawner: SimSpawner, process: Process) -> None:
         self._spawner, self._process = spawner, process
         self._world = spawner.world
+        self.name = process.name
         self.received: deque[Any] = deque()
         self.is_lost = False
         self.on_change: Callable[[], None] = lambda: None
+        self._on_way: deque[tuple[ToSpawner, bytes]] = deque()
         self._last_up_s = self._last_down_s = 0.0
 
     def send(self, message: ToSpawner, grant: Callable[[], bytes] | None = None) -> None:
@@ -58,10 +61,19 @@ class Link:
         self._process.io(f"order {type(message).__name__}")
         content = grant() if grant is not None else b""
         world = self._world
+        self._on_way.append((_to_spawner.decode(_encode(message)), content))
         self._last_up_s = max(self._last_up_s, world.timeline.now_s + world.draw_delay(world.rng_time))
-        delay_s = self._last_up_s - world.timeline.now_s
-        world.timeline.later(delay_s, self._spawner.obey, self, _to_spawner.decode(_encode(message)), content)
+        world.timeline.later(self._last_up_s - world.timeline.now_s, self._arrive)
         self._process.io(f"ordered {type(message).__name__}")
+
+    def _arrive(self) -> None:
+        if self._on_way:
+            self._spawner.obey(self, *self._on_way.popleft())
+
+    def hear_to_the_end(self) -> None:
+        """Its process is dead: what it said before comes first."""
+        while self._on_way:
+            self._arrive()
 
     def tell(self, message: ToCoordinator) -> None:
         """From the spawner to the coordinator."""
@@ -74,11 +86,6 @@ class Link:
         self.received.append(message)
         self.on_change()
 
-    @property
-    def is_open(self) -> bool:
-        """Whether its process lives."""
-        return self._process.is_alive
-
     async def flush(self, timeout_s: float) -> None:
         """Everything is on its way already."""
 
@@ -86,129 +93,163 @@ class Link:
 
 
 class SimSpawner:
-    """Forks, reaps, proves; carries out orders."""
+    """Forks, reaps, proves; carries out orders. The rules are those of `supervise.family`, the books its own `Ledger`."""
 
     def __init__(self, world: World) -> None:
         self.world = world
         self.ledger = Ledger()
         self.workers: dict[int, SimWorker] = {}
-        self.coordinators_started = 0
-        self.coordinator: SimCoordinator | None = None
-        self.link: Link | None = None
+        #: Living coordinators and the links to them, by name.
+        self.coordinators: dict[str, SimCoordinator] = {}
+        self.links: dict[str, Link] = {}
+        self.births: Counter[str] = Counter()
         self.finished: int | None = None
         #: Processes of dead workers that live on: pid -> what they are.
-        self.orphans: dict[int, Execution | None] = {}
+        self.orphans: dict[int, Execution] = {}
         self._sweeping = False
         self._stop: StopFleet | None = None
         self.is_over = False
 
-    # ------------------------------------------------------------------ coordinators
+    # ------------------------------------------------------------------ the root
 
-    def start_coordinator(self) -> None:
-        """Fork the next one."""
-        if self.is_over or self.coordinator is not None:
+    @property
+    def root(self) -> SimCoordinator | None:
+        """The living root."""
+        return self.coordinators.get(COORDINATOR)
+
+    def start_root(self) -> None:
+        """Fork the next root."""
+        if self.is_over or self.root is not None:
             return
-        self.coordinators_started += 1
-        world = self.world
-        process = world.process(COORDINATOR)
-        process.on_exit = self._coordinator_died
-        self.link = link = Link(self, process)
-        world.tell("spawner", f"starts coordinator {self.coordinators_started}")
-        self.coordinator = SimCoordinator(world, process, link)
-        process.call_soon(self.coordinator.begin)
+        process = self._fork_coordinator(COORDINATOR)
+        process.on_exit = self._root_died
         if self._stop is not None:
-            link.tell(self._stop)
+            self.links[COORDINATOR].tell(self._stop)
 
-    def _coordinator_died(self, status: int | None, signal: int | None) -> None:
+    def _fork_coordinator(self, name: str) -> Process:
         world = self.world
-        world.tell("spawner", f"coordinator ended with status {status}, signal {signal}")
-        self.coordinator = None
-        if self.link is not None:
-            self.link.is_lost = True
+        self.births[name] += 1
+        process = world.process(name)
+        link = self.links[name] = Link(self, process)
+        self.coordinators[name] = coordinator = SimCoordinator(world, process, link)
+        self.ledger.reown(name, name)
+        world.tell("spawner", f"forks {name}, for the {self.births[name]}. time")
+        process.call_later(world.draw_delay(world.rng_time), coordinator.begin)
+        return process
+
+    def _coordinator_gone(self, name: str) -> None:
+        self.links[name].hear_to_the_end()
+        self.links.pop(name).is_lost = True
+        del self.coordinators[name]
+
+    def _root_died(self, status: int | None, signal: int | None) -> None:
+        self.world.tell("spawner", f"the root ended with status {status}, signal {signal}")
+        self._coordinator_gone(COORDINATOR)
         if self.finished is not None:
             self._end()
-            return
-        world.timeline.later(RESTART_S, self.start_coordinator)
+        else:
+            self.world.timeline.later(RESTART_S, self.start_root)
 
     def stop(self, mode: Any, reason: str) -> None:
         """Ask for the end of the fleet."""
         self._stop = StopFleet(mode=mode, reason=reason)
         self.world.tell("spawner", f"is asked to stop: {mode}")
-        if self.link is not None and self.link.is_open:
-            self.link.tell(self._stop)
+        if COORDINATOR in self.links:
+            self.links[COORDINATOR].tell(self._stop)
 
     def _end(self) -> None:
-        """The fleet is over: nothing is left behind."""
-        self.kill_all()
+        """The fleet is over: whatever is left is killed, and proven dead."""
         self.is_over = True
-        self.world.tell("spawner", f"ends with status {self.finished}")
-
-    def kill_all(self) -> None:
-        """Every process of the fleet dies, and is proven dead."""
-        self.is_over = True
-        if self.coordinator is not None:
-            self.coordinator.process.kill()
+        for coordinator in list(self.coordinators.values()):
+            coordinator.process.kill()
         for worker in list(self.workers.values()):
             worker.process.kill()
         for orphan in self.orphans.values():
-            if orphan is not None:
-                self.world.watch.killed(orphan)
+            self.world.watch.killed(orphan)
         self.orphans.clear()
+        self.world.tell("spawner", f"ends with status {self.finished}")
 
     # ------------------------------------------------------------------ orders
 
     def obey(self, link: Link, message: ToSpawner, content: bytes) -> None:
-        """Carry out one order. Of a dead coordinator's last words those that start something are not heard any more."""
+        """Carry out one order."""
+        sender, ledger = link.name, self.ledger
         match message:
             case SpawnWorker():
-                if link.is_open and not self.is_over:
-                    self._fork(link, message, content)
+                self._start(link, message, content)
             case KillWorker(worker=worker, incarnation=incarnation, signal=number):
-                entry = self.ledger.find(worker, incarnation)
-                if entry is not None:
-                    self.world.watch.ordered_to_kill(worker, incarnation, number)
-                    hosted = self.workers[entry.pid]
-                    if number == 9:
-                        hosted.process.kill()
-                    else:
-                        hosted.process.run(hosted.signal, number)
+                entry = ledger.find(worker, incarnation)
+                if entry is not None and ledger.owner_of(worker, incarnation) == sender:
+                    self.world.watch.ordered_to_kill(sender, worker, incarnation, number)
+                    self._signal(entry, number)
             case ListWorkers():
-                self.world.tell("spawner", "lists workers")
-                link.tell(self.ledger.listing(max(0, self.coordinators_started - 1)))
+                self._list(link, sender)
             case ExitSeen(worker=worker, incarnation=incarnation):
-                self.ledger.acknowledged(worker, incarnation)
+                if ledger.owner_of(worker, incarnation) == sender:
+                    ledger.acknowledged(worker, incarnation)
+            case Reown(source=source, target=target):
+                ledger.reown(source, target)
+                self._list(link, source)
             case Finished(exit_status=status):
                 self.finished = status
-                if not link.is_open:
-                    self._end()
 
-    def _fork(self, link: Link, order: SpawnWorker, content: bytes) -> None:
-        key = order.worker, order.incarnation
-        known: WorkerStarted | WorkerExited | None = self.ledger.find(*key) or self.ledger.exits.get(key)
-        if known is not None:
-            link.tell(known)
+    def _list(self, link: Link, of: str) -> None:
+        link.tell(self.ledger.listing(max(0, self.births[of] - 1), of))
+
+    def _signal(self, entry: WorkerStarted, number: int) -> None:
+        if entry.worker in self.coordinators:
+            self.coordinators[entry.worker].process.kill()
+        elif number == 9:
+            self.workers[entry.pid].process.kill()
+        else:
+            worker = self.workers[entry.pid]
+            worker.process.run(worker.signal, number)
+
+    def _start(self, link: Link, order: SpawnWorker, content: bytes) -> None:
+        owner, key, ledger, world = link.name, (order.worker, order.incarnation), self.ledger, self.world
+        if self.is_over:
             return
-        if self.ledger.is_dying(*key):
+        if ledger.owner_of(*key) == owner:
+            answer: WorkerStarted | WorkerExited | None = ledger.find(*key) or ledger.exits.get(key)
+            if answer is not None:
+                link.tell(answer)
             return
-        world = self.world
-        if not self.ledger.allows(COORDINATOR, *key):
+        if order.worker in self.links or not ledger.allows(owner, *key):
+            world.tell("spawner", f"refuses {order} of {owner}")
             link.tell(WorkerExited(worker=key[0], incarnation=key[1], pid=0, exit_status=EXIT_REFUSED, signal=None))
             return
         if world.chance("fork_fails"):
-            world.tell("spawner", f"cannot fork {order.worker}/{order.incarnation}")
+            world.tell("spawner", f"cannot fork {key[0]}/{key[1]}")
             world.watch.fork_failed(*key)
-            link.tell(self.ledger.not_started(*key, EXIT_NOT_FORKED))
+            link.tell(ledger.not_started(*key, EXIT_NOT_FORKED, owner))
             return
-        process = world.process(order.worker)
-        worker = SimWorker(world, process, msgspec.msgpack.decode(content, type=WorkerGrant))
-        world.watch.forked(worker.name, worker.incarnation)
-        self.workers[process.pid] = worker
+        world.watch.forked(*key)
+        pid = self._fork_team(*key) if order.is_coordinator else self._fork_worker(content)
+        link.tell(ledger.started(*key, pid, pid, owner))
+
+    def _fork_team(self, name: str, incarnation: int) -> int:
+        process = self._fork_coordinator(name)
+        process.on_exit = lambda status, signal: self._team_died(process, incarnation, status, signal)
+        return process.pid
+
+    def _fork_worker(self, content: bytes) -> int:
+        world = self.world
+        grant = msgspec.msgpack.decode(content, type=WorkerGrant)
+        process = world.process(grant.worker)
+        worker = self.workers[process.pid] = SimWorker(world, process, grant)
         process.on_exit = lambda status, signal: self._died(worker, status, signal)
-        link.tell(self.ledger.started(*key, process.pid, process.pid))
-        world.tell("spawner", f"forks {order.worker}/{order.incarnation}")
+        world.tell("spawner", f"forks {worker.name}/{worker.incarnation} for {grant.coordinator}")
         process.call_later(world.draw_delay(world.rng_time), worker.begin)
+        return process.pid
 
     # ------------------------------------------------------------------ deaths
+
+    def _team_died(self, process: Process, incarnation: int, status: int | None, signal: int | None) -> None:
+        self.world.tell("spawner", f"reaps {process.name}/{incarnation}: status {status}, signal {signal}")
+        self._coordinator_gone(process.name)
+        self.world.watch.reaped(process.name, ())
+        self.ledger.died(process.pid, status, signal, self.world.timeline.now_s)
+        self._sweep_soon(0.0)
 
     def _died(self, worker: SimWorker, status: int | None, signal: int | None) -> None:
         world = self.world
@@ -240,7 +281,8 @@ class SimSpawner:
         if self.is_over:
             return
         for exit_ in self.ledger.settle(self.orphans, self.world.timeline.now_s):
-            if self.link is not None and self.link.is_open:
-                self.link.tell(exit_)
+            owner = self.ledger.owner_of(exit_.worker, exit_.incarnation)
+            if owner in self.links:
+                self.links[owner].tell(exit_)
         if self.orphans:
             self._sweep_soon(SWEEP_S)

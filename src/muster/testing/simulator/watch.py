@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from muster.coordinator import events as ev
 from muster.coordinator import state as st
-from muster.coordinator.state import State, load, snapshot
-from muster.coordinator.tasks import DELAYED, QUEUED
+from muster.coordinator.state import Agent, State, load, snapshot
+from muster.coordinator.tasks import ASSIGNED, CODE, DELAYED, DONE, NUMBER_MASK, QUEUED
+from muster.core.globs import conflict
+from muster.core.names import COORDINATOR
 from muster.core.protocol import Assign, Result
 
 if TYPE_CHECKING:
@@ -21,10 +23,8 @@ if TYPE_CHECKING:
 
     from muster.coordinator.machine import Machine
     from muster.core.message import Message
+    from muster.testing.simulator.clients import LockClient
     from muster.testing.simulator.world import World
-
-#: Keys of queues end with the task's number.
-NUMBER_MASK: Final = (1 << 26) - 1
 
 
 class Violated(AssertionError):  # noqa: N818 -- a promise was, which is the point
@@ -61,7 +61,12 @@ class Watch:
         #: Starts that a task may have beyond the first: failures, deaths, cancellations.
         self.excuses: Counter[int] = Counter()
         self.lines: Counter[int] = Counter()
-        self.given: dict[tuple[int, int], tuple[str, int]] = {}
+        #: Who was last given each attempt, by coordinator.
+        self._given: dict[str, dict[tuple[int, int], tuple[str, int]]] = {}
+        #: When tasks were taken in, on the clock of the facts.
+        self._submitted_s: dict[int, float] = {}
+        self._locked: list[LockClient] = []
+        self._tokens: dict[str, int] = {}
         #: Living processes of workers, and the highest incarnation ever forked.
         self.alive: dict[str, int] = {}
         self.highest: dict[str, int] = {}
@@ -88,7 +93,7 @@ class Watch:
             self.fail(
                 "executions", f"task {number} began {self.starts[number]} times, {1 + self.excuses[number]} allowed"
             )
-        for needed in self._world.needs.get(number, ()):
+        for needed in self._world.tasks[number].after:
             if needed not in self.done:
                 self.fail("after", f"task {number} began before {needed}, which it waits for, was done")
 
@@ -143,9 +148,9 @@ class Watch:
                 del self._unsaid[key]
                 self.excuses[execution.number] += 1
 
-    def ordered_to_kill(self, worker: str, incarnation: int, number: int) -> None:
-        """The coordinator wants a living worker killed: it may, when its time is over, never because it is silent."""
-        state = self._world.state
+    def ordered_to_kill(self, coordinator: str, worker: str, incarnation: int, number: int) -> None:
+        """A coordinator wants a living worker killed: it may, when its time is over, never because it is silent."""
+        state = self._world.state_of(coordinator)
         if number != 9 or state is None:
             return
         known = state.workers.get(worker)
@@ -154,6 +159,7 @@ class Watch:
             and known.incarnation == incarnation
             and state.phase == st.RUNNING
             and known.state == st.ALIVE
+            and not known.leaving
             and all(state.agents[name].state == st.READY for name in known.agents)
         ):
             self.fail("death-needs-proof", f"{worker}/{incarnation} is at work and was ordered to be killed")
@@ -170,9 +176,9 @@ class Watch:
 
     # ------------------------------------------------------------------ the coordinator's books
 
-    def recovered(self, machine: Machine) -> None:
+    def recovered(self, coordinator: str, machine: Machine) -> None:
         """A coordinator has replayed: the same again, and from the very first fact, must give the same state."""
-        log, make = self._world.log_file, self._world.make_machine
+        log, make = self._world.log_of(coordinator), self._world.make_machine
         first = snapshot(machine.state)
         if snapshot(log.replay(make)[0].state) != first:
             self.fail("replay", "a second replay of the log gives another state")
@@ -181,34 +187,51 @@ class Watch:
         if snapshot(load(first)) != first:
             self.fail("replay", "a loaded snapshot is not what was stored")
 
-    def about_to_decide(self, state: State, fact: ev.AnyFact) -> None:
+    def about_to_decide(self, coordinator: str, fact: ev.AnyFact) -> None:
         """A fact comes in."""
-        if self._world.is_told:
-            self._world.tell("fact", str(fact)[:400])
-        del state
+        self._world.tell(coordinator, f"learns {fact}"[:400])
+        if isinstance(fact, ev.TasksSubmitted):
+            for task in fact.tasks:
+                self._submitted_s.setdefault(task.number, fact.at_s)
 
-    def decided(self, machine: Machine, _fact: ev.AnyFact, effects: list[ev.Effect]) -> None:
+    def decided(self, coordinator: str, machine: Machine, effects: list[ev.Effect]) -> None:
         """The machine has taken in a fact."""
         self.decisions += 1
         state = machine.state
         for effect in effects:
             if isinstance(effect, ev.Post) and isinstance(effect.body, Assign):
-                self._assigned(state, effect.to, effect.body)
+                self._assigned(coordinator, state, effect.to, effect.body)
         self._accounts(state)
         if state.phase == st.RUNNING:
-            self._believes_the_truth(state)
+            self._believes_the_truth(coordinator, state)
             self._lets_nobody_wait(state)
 
-    def _assigned(self, state: State, agent: str, order: Assign) -> None:
-        key, holder = (order.number, order.attempt), (agent, order.incarnation)
-        before = self.given.setdefault(key, holder)
+    def _assigned(self, coordinator: str, state: State, name: str, order: Assign) -> None:
+        number, key, holder = order.number, (order.number, order.attempt), (name, order.incarnation)
+        given = self._given.setdefault(coordinator, {})
+        before = given.setdefault(key, holder)
+        is_new = before != holder or state.tasks[number].assigned_s == state.now_s
         if before != holder:
             # A coordinator that died before it logged an assignment never sent it: the token may be given anew.
-            if key in self.outcomes or any(run.attempt == order.attempt for run in self.live.get(order.number, ())):
+            if key in self.outcomes or any(run.attempt == order.attempt for run in self.live.get(number, ())):
                 self.fail("fencing", f"attempt {key} was given to {before} and now to {holder}")
-            self.given[key] = holder
-        if state.agents[agent].state != st.READY and state.agents[agent].held.get(order.number) != order.attempt:
-            self.fail("assigned-to-the-ready", f"{key} was given to {agent}, which is {state.agents[agent].state}")
+            given[key] = holder
+        agent, task = state.agents[name], state.tasks[number]
+        if agent.held.get(number) != order.attempt:
+            self.fail("assigned-to-the-ready", f"{key} was sent to {name}, which does not hold it")
+        if not is_new or state.plan.upstream:
+            return
+        if state.is_paused or agent.kind in state.kinds_paused:
+            self.fail("paused", f"{key} was given to {name} although it is paused")
+        waited_s = state.now_s - self._submitted_s.get(number, state.now_s)
+        if order.attempt == 1 and waited_s + 1e-6 < self._world.tasks[number].delay_s:
+            self.fail("delay", f"task {number} was assigned after {waited_s:.3f} s")
+        for needed in self._world.tasks[number].after:
+            if state.outcomes.get(needed) != CODE[DONE]:
+                self.fail("after", f"task {number} was assigned before {needed} was done")
+        ahead = [place for place in self._waiting_for(state, agent) if place < task.place]
+        if ahead:
+            self.fail("priority", f"task {number} was assigned before {ahead[0] & NUMBER_MASK}, which is ahead of it")
 
     def _accounts(self, state: State) -> None:
         queued = [key & NUMBER_MASK for queue in state.queues.values() for key in queue]
@@ -225,7 +248,7 @@ class Watch:
             if task.state == DELAYED and not any(timer[1] == "task" and timer[2] == number for timer in state.timers):
                 self.fail("accounts", f"task {number} is delayed and no timer will wake it")
 
-    def _believes_the_truth(self, state: State) -> None:
+    def _believes_the_truth(self, coordinator: str, state: State) -> None:
         """What lives is believed to live, and what runs is believed to be held by whom it runs at."""
         for name, incarnation in self.alive.items():
             worker = state.workers.get(name)
@@ -234,18 +257,51 @@ class Watch:
         for running in self.live.values():
             for execution in running:
                 agent = state.agents.get(execution.agent)
-                if agent is None or agent.held.get(execution.number) != execution.attempt:
-                    self.fail("death-needs-proof", f"{execution} still runs, and the coordinator has taken it away")
+                task = state.tasks.get(execution.number)
+                if agent is not None:
+                    is_held = agent.held.get(execution.number) == execution.attempt
+                else:  # the root knows the team that holds it
+                    is_held = task is not None and (task.state, task.attempt) == (ASSIGNED, execution.attempt)
+                if not is_held and (agent is not None or coordinator == COORDINATOR):
+                    self.fail("death-needs-proof", f"{execution} still runs, and {coordinator} has taken it away")
+
+    @staticmethod
+    def _waiting_for(state: State, agent: Agent) -> list[int]:
+        """Places of queued tasks that `agent` could do."""
+        if state.is_paused or agent.kind in state.kinds_paused:
+            return []
+        lines = (state.queues[route] for route, kinds in state.routes.items() if agent.kind in kinds)
+        return sorted(place for line in lines for place in line)
 
     def _lets_nobody_wait(self, state: State) -> None:
         """No task waits for an agent that waits for a task."""
-        if not state.admission_open:
+        if not state.admission_open or not state.queued:
             return
         for agent in state.agents.values():
             if agent.state == st.READY and agent.confirmed and len(agent.held) < agent.slots:
-                waiting = self._world.waiting_for(state, agent)
+                waiting = self._waiting_for(state, agent)
                 if waiting:
                     self.fail("no-idle-hands", f"{agent.name} is idle while task {waiting[0] & NUMBER_MASK} is queued")
+
+    # ------------------------------------------------------------------ locks
+
+    def locked(self, client: LockClient) -> None:
+        """A program believes that it holds a lock from now on."""
+        self._world.tell(client.name, f"holds {client.names}, token {client.token}")
+        for other in self._locked:
+            if other is not client and other.believes and _meet(client.names, other.names):
+                self.fail("one-holder", f"{client.name} holds {client.names} while {other.name} holds {other.names}")
+        self._locked = [other for other in self._locked if other.believes and other is not client] + [client]
+        for name, token in self._tokens.items():
+            if token >= client.token and _meet(client.names, [name]):
+                self.fail("tokens-rise", f"{client.name} has token {client.token} for {client.names}, after {token}")
+        self._tokens.update(dict.fromkeys(client.names, client.token))
+
+    def unlocked(self, client: LockClient) -> None:
+        """It let go, or knows that it has lost it."""
+        if client in self._locked:
+            self._world.tell(client.name, f"lets go of {client.names}")
+            self._locked.remove(client)
 
     def finished(self, state: State, finish: ev.Finish) -> None:
         """The fleet ended itself: nothing that was accepted may be lost."""
@@ -257,3 +313,8 @@ class Watch:
             over = number not in state.tasks
             if over and self._world.spec.run is not None and not self.lines[number]:
                 self.fail("nothing-lost", f"task {number} is over and has no line in the results file")
+
+
+def _meet(names: Iterable[str], others: Iterable[str]) -> bool:
+    """Whether two locks have a path in common."""
+    return any(conflict(one, other) for one in names for other in others)

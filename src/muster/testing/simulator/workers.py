@@ -113,17 +113,12 @@ class SimWorker:
         bus = Bus(cast("Any", transport))
         setting = AgentSetting(
             agent=agent, kind=kind_of(self.world.spec, agent), fleet=self.world.spec, store=Path("/nowhere"),
-            incarnation=self.incarnation, loop=cast("Any", self.process), socket="", **self._reports_to(),
+            incarnation=self.incarnation, loop=cast("Any", self.process), socket="", coordinator=self.grant.coordinator,
         )  # fmt: skip
         runner = Runner(setting, bus, SimExecutor(self, agent), cast("Any", _Page()), Registry())
         transport.on_arrival = bus._news
         runner.on_drained = lambda _runner: self._leave(agent, transport)
         return runner
-
-    def _reports_to(self) -> dict[str, Any]:
-        if "coordinator" in AgentSetting.__dataclass_fields__:
-            return {"coordinator": self.grant.coordinator}
-        return {}
 
     def _leave(self, agent: str, transport: LaneTransport) -> None:
         runner = self.runners.pop(agent)

@@ -16,21 +16,26 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from muster.coordinator.events import FleetResized, HoldersGone, WatchHolder
+from muster.coordinator.locks.facts import is_watched
 from muster.coordinator.machine import Machine
+from muster.coordinator.resizing import resized
 from muster.coordinator.shell import Shell
-from muster.core.names import COORDINATOR
+from muster.core.names import COORDINATOR, OPERATOR
+from muster.core.spec import roster, teams
+from muster.testing.simulator.clients import LockClient
 from muster.testing.simulator.disk import LogFile, Paper
 from muster.testing.simulator.lanes import Lanes
 from muster.testing.simulator.operator import SimOperator
 from muster.testing.simulator.scenario import Scenario
 from muster.testing.simulator.spawner import SimSpawner
 from muster.testing.simulator.timeline import Killed, Process, Timeline
-from muster.testing.simulator.watch import NUMBER_MASK, Violated, Watch
+from muster.testing.simulator.watch import Violated, Watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from muster.coordinator.state import Agent, State
+    from muster.coordinator.state import State
 
 #: Steps that even the longest run does not take.
 STEPS_MAX: Final = 2_000_000
@@ -75,7 +80,8 @@ class World:
     ) -> None:
         """`make_machine`, `make_shell`: what decides and what carries out; tests plant bugs there."""
         seed = scenario.seed
-        self.scenario, self.spec, self.needs = scenario, scenario.spec, scenario.needs
+        self.scenario, self.spec = scenario, scenario.spec
+        self.tasks = {task.number: task for task in scenario.tasks}
         self.make_machine, self.make_shell = make_machine, make_shell
         self.timeline = Timeline()
         # A generator for each concern: a change in one leaves the others as they were, so that seeds stay comparable.
@@ -87,20 +93,24 @@ class World:
         self.story = Story(keep_all=keep_story)
         self._pids = 1000
         self.lanes = Lanes(self.timeline, Random(f"{seed} lanes"), self.draw_delay, scenario.faults.room)
-        self.log_file = LogFile(scenario.record_facts, scenario.snapshot_facts)
+        self._logs: dict[str, LogFile] = {}
         self.paper = Paper()
         self.watch = Watch(self)
         self.lanes.on_store = self.watch.stored
-        for name in (COORDINATOR, *scenario.agents):
+        for name in (COORDINATOR, *teams(scenario.spec), *roster(scenario.spec)):
             self.lanes.roster.setdefault(name)
         #: Numbers whose submission was stored; how often each was opened again by the operator.
         self.accepted: dict[int, None] = {}
         self.reopened: Counter[int] = Counter()
         self.heard: list[tuple[str, str]] = []
-        self.coordinators = 0
+        self._watched_holders: set[tuple[int, int]] = set()
         self.operator = SimOperator(self)
         self.spawner = SimSpawner(self)
-        self.timeline.later(0.0, self.spawner.start_coordinator)
+        self.rng_clients = Random(f"{seed} clients")
+        self.clients: list[LockClient] = []
+        for number in range(scenario.clients):
+            self._start_client(f"client-{number + 1}")
+        self.timeline.later(0.0, self.spawner.start_root)
         scenario.plan(self)
 
     # ------------------------------------------------------------------ what everything asks of the world
@@ -118,11 +128,24 @@ class World:
         """A new process."""
         return Process(self.timeline, name, self.new_pid(), self._strike)
 
+    def log_of(self, coordinator: str) -> LogFile:
+        """The log of the root or of a team, which outlives its processes."""
+        if coordinator not in self._logs:
+            self._logs[coordinator] = LogFile(self.scenario.record_facts, self.scenario.snapshot_facts)
+        return self._logs[coordinator]
+
+    def resize(self, effect: FleetResized) -> None:
+        """The fleet has another number of agents: roster and description, as `coordinator.resizing` does it."""
+        self.spec = resized(self.spec, effect.counts)
+        for agent in effect.new:
+            self.lanes.roster.setdefault(agent)
+
     def _strike(self, process: Process, what: str) -> None:
-        if not self.are_faults_on or process.name not in self.scenario.mortals:
+        if not self.are_faults_on or process.name == OPERATOR:
             return
         faults = self.scenario.faults
-        chance = faults.coordinator_dies_at_step if process.name == COORDINATOR else faults.worker_dies_at_step
+        is_coordinator = process.name in self.spawner.coordinators
+        chance = faults.coordinator_dies_at_step if is_coordinator else faults.worker_dies_at_step
         if chance and self.rng_faults.random() < chance:
             self.tell(process.name, f"dies at: {what}")
             raise Killed
@@ -153,19 +176,47 @@ class World:
             return work_s, "failed"
         return work_s, ("killed" if rng.random() < 0.2 else "failed") if fails else "done"
 
-    @property
-    def state(self) -> State | None:
-        """What the living coordinator believes."""
-        coordinator = self.spawner.coordinator
-        if coordinator is None or coordinator.shell is None:
-            return None
-        return coordinator.shell.machine.state
+    def state_of(self, coordinator: str) -> State | None:
+        """What a living coordinator believes."""
+        living = self.spawner.coordinators.get(coordinator)
+        return living.shell.machine.state if living is not None and living.shell is not None else None
 
-    @staticmethod
-    def waiting_for(state: State, agent: Agent) -> list[int]:
-        """Keys of queued tasks that `agent` could do."""
-        found = [key for kind in ("", agent.kind) for key in state.queues.get(kind, ())]
-        return [key for key in found if key & NUMBER_MASK in state.tasks]
+    # ------------------------------------------------------------------ programs that hold locks
+
+    #: Of process ids: there is only one here.
+    NAMESPACE: Final = 1
+
+    def _start_client(self, name: str) -> None:
+        self.lanes.prompt.add(name)
+        self.clients.append(LockClient(self, name, self.rng_clients))
+
+    def client_died(self, client: LockClient) -> None:
+        """Whoever watches it is told; another one takes its place."""
+        self.tell(client.name, "was killed")
+        self.clients.remove(client)
+        self.timeline.later(self.draw_delay(self.rng_time), self._holder_gone, client.process.pid)
+        self.timeline.later(0.5, self._start_client, client.name)
+
+    def watch_holder(self, holder: WatchHolder) -> None:
+        """The root wants to know when a process ends."""
+        self._watched_holders.add((holder.pid, holder.start_time))
+        if not any(client.process.pid == holder.pid for client in self.clients):
+            self.timeline.later(0.0, self._holder_gone, holder.pid)
+
+    def watch_again(self, state: State) -> None:
+        """A new root watches everybody who holds something."""
+        self._watched_holders.clear()
+        for lock in state.locks.locks.values():
+            if is_watched(state, lock):
+                self.watch_holder(WatchHolder(lock.pid, lock.start_time, lock.namespace))
+
+    def _holder_gone(self, pid: int) -> None:
+        root = self.spawner.root
+        if (pid, pid) in self._watched_holders and root is not None and root.shell is not None:
+            shell = root.shell
+            self._watched_holders.discard((pid, pid))
+            shell.intake.facts.append(HoldersGone(shell.clock.now_s(), [(pid, pid)]))
+            root.ask_turn()
 
     # ------------------------------------------------------------------ running
 
@@ -185,7 +236,6 @@ class World:
         self.tell("world", "faults are off")
         for process in self.living():
             process.go_on()
-        self.scenario.calm(self)
         until_s = self.timeline.now_s + seconds
         while not self.spawner.is_over:
             next_s = self.timeline.next_s
@@ -201,16 +251,14 @@ class World:
 
     def living(self) -> list[Process]:
         """Every process of the fleet that lives."""
-        found = [worker.process for worker in self.spawner.workers.values()]
-        if self.spawner.coordinator is not None:
-            found.append(self.spawner.coordinator.process)
-        return found
+        workers = [worker.process for worker in self.spawner.workers.values()]
+        return [*workers, *(coordinator.process for coordinator in self.spawner.coordinators.values())]
 
     def stuck(self) -> str:
         """What is not over, for a person who has to find out why."""
-        state = self.state
+        state = self.state_of(COORDINATOR)
         if state is None:
-            return "no coordinator lives"
+            return "no root lives"
         workers = ", ".join(f"{worker.name} {worker.state}" for worker in state.workers.values())
         tasks = ", ".join(f"{task.number} {task.state}" for task in list(state.tasks.values())[:10])
         said = "" if self.operator.has_said_all else "; the operator waits for an answer"
