@@ -9,7 +9,7 @@ import msgspec
 from muster.core.names import COORDINATOR, OPERATOR
 from muster.core.orders import AgentGrant, WorkerGrant
 from muster.core.spec import roster
-from muster.security.keys import load_master, pair_keys, receive_root
+from muster.security.keys import PairRoot, load_master, pair_keys, receive_root
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,12 +25,12 @@ class Grants:
         self._store, self._coordinator = store, coordinator
         self._master = master = load_master(store)
         peers = dict.fromkeys((*(roster(spec) if spec.edges == "all" else ()), COORDINATOR, OPERATOR, coordinator))
-        self._peers = {peer: receive_root(master, peer) for peer in peers}
+        self._peers = {peer: PairRoot(receive_root(master, peer)) for peer in peers}
 
     def admit(self, agents: list[str]) -> None:
         """Everybody who is born from now on may write to these, too."""
         for agent in agents:
-            self._peers.setdefault(agent, receive_root(self._master, agent))
+            self._peers.setdefault(agent, PairRoot(receive_root(self._master, agent)))
 
     def keys_of(self, sender: str, peers: list[str]) -> dict[str, bytes]:
         """The keys with which `sender` may write to `peers`."""
@@ -41,7 +41,7 @@ class Grants:
         granted = [
             AgentGrant(
                 agent=agent,
-                receive_root=self._peers.get(agent) or receive_root(self._master, agent),
+                receive_root=self._root_of(agent),
                 pair_keys=pair_keys(self._peers, agent),
             )
             for agent in agents
@@ -55,3 +55,7 @@ class Grants:
                 coordinator=self._coordinator,
             )
         )
+
+    def _root_of(self, agent: str) -> bytes:
+        peer = self._peers.get(agent)
+        return receive_root(self._master, agent) if peer is None else peer.root
