@@ -1,7 +1,7 @@
 """Many processes that count in one file under one lock, and are killed while they do: `lock_counters.py STORE FILE PROCESSES SECONDS SEED`.
 
-The file holds every increment as a line "token process", written by replacing it whole. A process that has read it refuses to write if it finds
-a greater token than its own there. What it was told is written counts as acknowledged. Prints one JSON object.
+The file holds every increment as a line "token process", written by replacing it whole. Who has read it refuses to write if a greater token
+than its own is in there. What a process was told is written counts as acknowledged. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def main(store: Path, file: Path, processes: int, seconds: float, seed: int) -> 
 
 
 def drain(fd: int) -> bytes:
-    parts = []
+    parts: list[bytes] = []
     while True:
         try:
             part = os.read(fd, 1 << 16)

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from muster.errors import CommandNotFoundError, MusterError
 from muster.supervise.tree import kill_orphans, kill_trees, set_parent_death_signal, set_subreaper
@@ -47,7 +48,8 @@ async def run(command: Sequence[str], environment: Mapping[str, str], lost: asyn
         loop.add_signal_handler(number, _pass_on, process, number)
     ended = asyncio.ensure_future(_ended(process))
     try:
-        await asyncio.wait({ended, lost}, return_when=asyncio.FIRST_COMPLETED)
+        either: set[asyncio.Future[Any]] = {ended, lost}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not ended.done():
             kill_trees([process.pid])
         status = await ended

@@ -34,10 +34,7 @@ class _BeforeCommand(click.Command):
     "--ttl", metavar="DURATION", default="60s", show_default=True, help="How long it holds if we fall silent."
 )
 @click.option("--list", "is_list", is_flag=True, help="Show what is held and who waits, and run nothing.")
-@click.pass_context
-def command(
-    ctx: click.Context, names: tuple[str, ...], as_json: bool, store: str | None, fleet: str | None, **values: Any
-) -> int:
+def command(names: tuple[str, ...], as_json: bool, store: str | None, fleet: str | None, **values: Any) -> int:
     """Run COMMAND while nobody else in the fleet holds a lock that meets one of the names.
 
     \b
@@ -51,7 +48,7 @@ def command(
     from muster.fleet import locking
     from muster.fleet.durations import parse_duration
 
-    words = ctx.meta["command"]
+    words = click.get_current_context().meta["command"]
     if values["is_list"]:
         if names or words:
             raise UsageError("--list shows all locks; it takes no names and no command")
