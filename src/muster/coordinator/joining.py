@@ -10,6 +10,7 @@ from muster.coordinator.ending import SIGKILL, drain_agent, finish, tell_to_drai
 from muster.coordinator.events import AgentReady, Effect, FleetResized, Handlers, KillWorker, Post, Recovered
 from muster.coordinator.lifecycle import await_ready, reckon_kinds_out, reclaim, spawn
 from muster.coordinator.locks import facts as locks
+from muster.coordinator.retiring import forget_worker, is_retiring
 from muster.coordinator.state import Agent, State, Worker
 from muster.core.protocol import Cancel, RollCall
 
@@ -77,13 +78,16 @@ def recovered(state: State, fact: Recovered, out: list[Effect]) -> None:
             continue
         if found is None:
             reclaim(state, worker, None, out)
-            if state.phase == st.RUNNING:
-                spawn(state, worker, out)
-            else:
+            if state.phase != st.RUNNING:
                 worker.move("retired")
+            elif is_retiring(state, worker):
+                forget_worker(state, worker)
+            else:
+                spawn(state, worker, out)
             continue
         _call(state, worker, found, out)
     out.extend(KillWorker(name, incarnation, SIGKILL, True) for name, incarnation in alive)
+    teams.go_on(state, out)
     if state.phase == st.ENDED:
         out.append(finish(state))
 

@@ -29,7 +29,7 @@ from muster.coordinator.events import (
 from muster.coordinator.finishing import cancelled, finish_task, give_up
 from muster.coordinator.lives import Past
 from muster.coordinator.locks import facts as locks
-from muster.coordinator.retiring import forget_worker, is_retiring
+from muster.coordinator.retiring import forget_retired, forget_worker, is_retiring
 from muster.coordinator.routing import lay_routes
 from muster.coordinator.state import Agent, Ending, State, Worker
 from muster.coordinator.tasks import DEAD, Task
@@ -52,6 +52,7 @@ def start_fleet(state: State, fact: FleetStarted, out: list[Effect]) -> None:
     state.input_ended, state.input_total = False, None
     state.admission_open = True
     state.ending = Ending()
+    state.dissolving = {}
     if state.life == 1:  # a later life of the same store goes on with the same file
         state.results_base_bytes = fact.results_base_bytes
     state.timers = [timer for timer in state.timers if timer[1] == "task"]
@@ -212,6 +213,7 @@ def reclaim(state: State, worker: Worker, blame: str | None, out: list[Effect]) 
             how = f"attempt {task.attempt} on {task.agent}: its worker {blame}"
             free(state, task, how if blame is not None and place < agent.slots else None, out)
     locks.free_agents(state, worker.agents, out)
+    forget_retired(state, worker)
 
 
 def free(state: State, task: Task, blame: str | None, out: list[Effect]) -> None:
@@ -292,6 +294,8 @@ def evidence_of(worker: Worker, now_s: float) -> list[str]:
 
 def _give_up(state: State, worker: Worker, cause: str, out: list[Effect]) -> None:
     worker.move(cause)
+    if worker.is_team:
+        teams.give_up(state, worker, out)
     reckon_kinds_out(state, out)
 
 

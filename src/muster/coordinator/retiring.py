@@ -40,6 +40,13 @@ def agent_left(state: State, agent: Agent) -> None:
         forget_agent(state, agent)
 
 
+def forget_retired(state: State, worker: Worker) -> None:
+    """A worker is proven dead and will be started again: without those of its agents that were to go."""
+    if not is_retiring(state, worker):
+        for name in [name for name in worker.agents if state.agents[name].is_retiring]:
+            forget_agent(state, state.agents[name])
+
+
 def is_retiring(state: State, worker: Worker) -> bool:
     """Whether a worker ends for good with its present incarnation."""
     return all(state.agents[name].is_retiring for name in worker.agents)
