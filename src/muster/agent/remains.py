@@ -68,24 +68,32 @@ class Remains:
         if self.is_idle:
             return has_no_children()
         children = self._listing.read()
-        return (set(children_of(os.getpid())) if children is None else children) == self.mains
+        try:
+            return (set(children_of(os.getpid())) if children is None else children) == self.mains
+        except OSError:
+            return False
 
     def clear(self, marks: Marks) -> bool:
         """End what is left of an attempt whose main process or handler has ended. True: proven that nothing is left.
 
         False: something survived some 20 ms of killing; call again. Never blocks longer.
         """
-        if self.is_idle:
-            return not sweep_orphans(()) and has_no_children()
-        # A list of children that lacks a running one was cut short (no descriptor left to read it with): it proves nothing.
-        return not sweep_orphans(_Others(self.mains, marks)) and self.mains <= set(children_of(os.getpid()))
+        try:
+            if self.is_idle:
+                return not sweep_orphans(()) and has_no_children()
+            return not sweep_orphans(_Others(self.mains, marks)) and self.mains <= set(children_of(os.getpid()))
+        except OSError:  # no descriptor left to list them with: it proves nothing
+            return False
 
     def processes_of(self, main: int, marks: Marks) -> list[int]:
         """What runs of an attempt: its main process (0: none), what left it and became the worker's own, and all below them.
 
         What carries none of its marks is counted while it can be nobody else's.
         """
-        strays = orphans(self.mains)
+        try:
+            strays = orphans(self.mains)
+        except OSError:
+            return []
         if len(self.mains) + self.handlers > 1:
             strays = [pid for pid in strays if marks.fit(pid)]
         roots = [main, *strays] if main else strays
@@ -103,8 +111,9 @@ class Remains:
         """SIGKILL and reap everything below this worker; gives up after about a second."""
         self.mains.clear()
         for _ in range(50):
-            if not sweep_orphans(()):
-                return
+            with contextlib.suppress(OSError):
+                if not sweep_orphans(()):
+                    return
 
 
 class _Listing:

@@ -41,6 +41,7 @@ from muster.core.spec import FleetSpec, kind_of
 from muster.errors import MusterError
 from muster.metrics.registry import Registry
 from muster.security.keys import Keyring
+from muster.supervise import spare
 from muster.supervise.platform import allow_descriptors
 from muster.supervise.tree import set_subreaper, start_time_of
 
@@ -131,6 +132,7 @@ class Worker:
         set_subreaper()
         allow_descriptors(_FDS_PER_AGENT * len(self._grant.agents))
         mark_close_on_exec()
+        spare.hold()
         self._watch_for_the_end()
         self._launcher = Launcher()
         self._exits = Exits(self._loop)

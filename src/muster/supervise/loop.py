@@ -17,7 +17,7 @@ from typing import Any
 from muster.core.names import COORDINATOR
 from muster.core.orders import Finished, SpawnWorker, StopFleet, ToSpawner
 from muster.core.spec import FleetSpec
-from muster.supervise import child, platform, tree
+from muster.supervise import child, platform, spare, tree
 from muster.supervise.child import complain
 from muster.supervise.entries import Entries
 from muster.supervise.family import Family
@@ -53,6 +53,7 @@ class Spawner:
         self.finish_by: float | None = None
         self.sweep_at: float | None = None
         self.sweep_pause_s = _SWEEP_AGAIN_S
+        spare.hold()
         self.wake = Wake()
         self.server = ClientServer(store, status=self._status, stop=self._stop_asked, holder_gone=self._holder_gone)
         self.family = Family(store, entries, self.server.detach)
@@ -145,7 +146,10 @@ class Spawner:
     def _sweep(self, now: float) -> None:
         if self.sweep_at is None or now < self.sweep_at:
             return
-        is_left = self.family.sweep()
+        try:
+            is_left = self.family.sweep()
+        except OSError:  # no descriptor to look with, not even a spare one: nothing is proven, and it is looked again
+            is_left = True
         self.sweep_at = time.monotonic() + self.sweep_pause_s if is_left else None
         self.sweep_pause_s = min(_SWEEP_PAUSE_MAX_S, self.sweep_pause_s * 2) if is_left else _SWEEP_AGAIN_S
 
@@ -255,7 +259,8 @@ class Spawner:
             return True
         if now < self.ending.give_up_at:
             return False
-        left = platform.children_of(os.getpid())
+        with spare.released():
+            left = platform.children_of(os.getpid())
         complain(f"processes {', '.join(map(str, left))} of {self.spec.name!r} cannot be killed")
         self.ending.exit_status = self.ending.exit_status or 1
         self.ending.survivors = left

@@ -10,6 +10,7 @@ module for every short verb.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import resource
@@ -145,7 +146,8 @@ def has_children_files() -> bool:
 
 
 def children_of(pid: int) -> list[int]:
-    """The child processes of `pid`, zombies included; empty when there is no such process.
+    """The child processes of `pid`, zombies included; empty when there is no such process. Raises OSError when the caller's own cannot be
+    listed, for want of a descriptor: no list is not an empty list.
 
     Exact when `pid` is the caller and has one thread (nobody else reaps its children meanwhile). For others it is a
     moment's
@@ -161,8 +163,11 @@ def children_of(pid: int) -> list[int]:
         found: list[int] = []
         threads = _threads_of(pid)
         for thread in threads:
-            with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{thread}/children", "rb", buffering=0) as file:
-                found.extend(int(text) for text in file.readall().split())
+            try:
+                with open(f"/proc/{pid}/task/{thread}/children", "rb", buffering=0) as file:
+                    found.extend(int(text) for text in file.readall().split())
+            except OSError as error:
+                _unless_blind(pid, error)
         if len(threads) <= 1 or threads <= _threads_of(pid):
             return found
 
@@ -170,8 +175,15 @@ def children_of(pid: int) -> list[int]:
 def _threads_of(pid: int) -> set[str]:
     try:
         return set(os.listdir(f"/proc/{pid}/task"))
-    except OSError:
+    except OSError as error:
+        _unless_blind(pid, error)
         return set()
+
+
+def _unless_blind(pid: int, error: OSError) -> None:
+    """Pass over what has ended meanwhile, but not over this process's own children because it cannot look."""
+    if pid == os.getpid() and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        raise error
 
 
 def process_ids() -> Iterator[int]:

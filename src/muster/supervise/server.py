@@ -13,6 +13,7 @@ Whatever a client sends, or fails to read, harms that connection only.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import select
@@ -21,8 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from muster.errors import ForbiddenError, MusterError, UsageError
-from muster.supervise import platform
+from muster.errors import FleetError, ForbiddenError, MusterError, UsageError
+from muster.supervise import platform, spare
 
 NAME = "spawner.sock"
 _LINE_BYTES_MAX = 64 << 10
@@ -151,14 +152,23 @@ class ClientServer:
     def _accept(self) -> None:
         try:
             end, _ = self._listener.accept()
-        except OSError:
-            return  # the client went away again, or no descriptor is free: others close some
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                self._turn_away()
+            return  # or the client went away again
         client = Connection(end)
         if platform.peer_uid(end) != os.geteuid():
             client.say_error(ForbiddenError("this fleet belongs to another user"))
             end.close()
             return
         self._clients[end.fileno()] = client
+
+    def _turn_away(self) -> None:
+        """No descriptor is free. A client that was left waiting would keep the loop turning for it."""
+        with spare.released(), contextlib.suppress(OSError):
+            end, _ = self._listener.accept()
+            Connection(end).say_error(FleetError("the spawner has no descriptor free; try again", retry_after_s=1.0))
+            end.close()
 
     def _answer(self, client: Connection, line: bytes) -> None:
         try:

@@ -19,6 +19,7 @@ import signal
 import time
 from collections.abc import Container, Iterable
 
+from muster.supervise import spare
 from muster.supervise.platform import (
     IS_LINUX,
     children_of,
@@ -96,7 +97,11 @@ def kill_trees(roots: Iterable[int]) -> int:
     Processes that change parents during the pass may be missed: repeat it (`kill_orphans` does) until the proof is
     there.
     """
-    roots = list(roots)
+    with spare.released():
+        return _kill_trees(list(roots))
+
+
+def _kill_trees(roots: list[int]) -> int:
     tree: dict[int, int] = {}
     for _ in range(_FREEZE_ROUNDS_MAX):
         fresh = [pid for pid in (*roots, *_below(roots)) if pid not in tree]
@@ -122,8 +127,14 @@ def sweep_orphans(keep: Container[int]) -> list[int]:
     """Kill and reap the caller's children outside `keep` and all below them, for at most some 20 ms. Returns those
     still there.
 
-    An empty list is the proof described at the top, if the caller is a subreaper and nobody else reaps its children.
+    An empty list is the proof described at the top, if the caller is a subreaper and nobody else reaps its children. Raises OSError when
+    the caller cannot list its children: then nothing is proven.
     """
+    with spare.released():
+        return _sweep_orphans(keep)
+
+
+def _sweep_orphans(keep: Container[int]) -> list[int]:
     ends = time.monotonic() + _SLICE_S
     # Only an empty list proves anything. "All that were listed have been reaped" does not: one of them may have ended,
     # and left its children to us, after the list was made.
