@@ -119,7 +119,7 @@ class Died(Exception):
     pass
 
 
-STEPS = [(Recording, "record"), (Shell, "_post"), (Shell, "_carry_out")]
+STEPS = [(Recording, "record"), (Shell, "post"), (Shell, "_carry_out")]
 
 
 @pytest.mark.parametrize("step", STEPS)

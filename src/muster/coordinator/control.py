@@ -7,6 +7,7 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable
+from typing import Protocol
 
 import msgspec
 
@@ -16,6 +17,22 @@ _RECORD_BYTES_MAX = 1 << 20
 
 _encode = msgspec.msgpack.Encoder().encode
 _decoder: msgspec.msgpack.Decoder[ToCoordinator] = msgspec.msgpack.Decoder(ToCoordinator)
+
+
+class Control(Protocol):
+    """A coordinator's way to the spawner."""
+
+    received: deque[ToCoordinator]
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the spawner is gone."""
+
+    def send(self, message: ToSpawner, grant: Callable[[], bytes] | None = None) -> None:
+        """Send an order; `grant` makes what goes with it."""
+
+    async def flush(self, timeout_s: float) -> None:
+        """Wait until all is sent, or the spawner is gone, or the time is over."""
 
 
 class ControlSocket:

@@ -71,6 +71,13 @@ class FleetResized(msgspec.Struct):
     new: list[str]
 
 
+class Dissolve(msgspec.Struct):
+    """A team was given up: bring it to its end, and its workers to the heirs."""
+
+    team: str
+    heirs: list[str]
+
+
 class Finish(msgspec.Struct):
     """The fleet is over."""
 
@@ -94,7 +101,7 @@ class WatchHolder(msgspec.Struct):
     namespace: int
 
 
-Effect = FleetResized | Post | Record | Rejected | SpawnWorker | KillWorker | Finish | Noted | WatchHolder
+Effect = Dissolve | FleetResized | Post | Record | Rejected | SpawnWorker | KillWorker | Finish | Noted | WatchHolder
 
 #: What a part of the machine brings: the facts it deals with. A handler changes the state and appends effects, nothing else.
 Handlers: TypeAlias = dict[type[Any], Callable[[Any, Any, list[Effect]], None]]

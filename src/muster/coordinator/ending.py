@@ -54,6 +54,7 @@ def begin_drain(state: State, ending: Ending, out: list[Effect]) -> None:
     state.supervision.waiting = {}
     for agent in state.agents.values():
         drain_agent(state, agent, out)
+    teams.drain(state, state.ending.now, teams.drain_s(_left_s(state)), out)
     for worker in state.workers.values():
         if worker.state == st.PAUSED:
             worker.move("retired")
@@ -75,13 +76,17 @@ def tell_to_drain(state: State, agent: Agent, grace_s: float, out: list[Effect])
         out.append(Post(agent.name, Drain(deadline_s=grace_s, incarnation=incarnation), is_control=True))
 
 
+def _left_s(state: State) -> float:
+    deadline_s = state.ending.deadline_s
+    return NO_DEADLINE_S if deadline_s is None else max(0.0, deadline_s - state.now_s)
+
+
 def drain_agent(state: State, agent: Agent, out: list[Effect]) -> None:
     """Tell an agent to come to an end, as the fleet does."""
     if agent.state not in (st.READY, st.DRAINING):
         return
     set_agent_state(state, agent, st.DRAINING)
-    ending = state.ending
-    left_s = NO_DEADLINE_S if ending.deadline_s is None else max(0.0, ending.deadline_s - state.now_s)
+    ending, left_s = state.ending, _left_s(state)
     worker = state.workers[agent.worker]
     if worker.is_team:
         left_s = teams.drain_s(left_s)
@@ -96,6 +101,7 @@ def kill_due(state: State, _key: object, out: list[Effect]) -> None:
         return
     if ending.killed:
         state.live_workers = 0
+        state.dissolving = {}
         return
     ending.killed, ending.deadline_s = True, state.now_s + PROOF_S
     heappush(state.timers, (ending.deadline_s, "kill", 0))
@@ -113,7 +119,7 @@ def check_end(state: State, out: list[Effect]) -> None:
             begin_drain(state, Ending("complete", deadline_s=state.now_s + plan.grace_s), out)
         elif state.kinds_out:
             _check_stuck(state, out)
-    if state.phase == st.DRAINING and state.live_workers <= 0:
+    if state.phase == st.DRAINING and state.live_workers <= 0 and not state.dissolving:
         state.phase = st.ENDED
         out.append(finish(state))
 

@@ -351,6 +351,19 @@ class HookEnded(Fact, frozen=True, tag=28, gc=False):
     detail: str = ""
 
 
+class TeamDissolved(Fact, frozen=True, tag=38, gc=False):
+    """A team that was given up is at its end: what it still holds never came to it, or (`reason`) is proven dead with its workers."""
+
+    team: str
+    reason: str = ""
+
+
+class WorkersAdopted(Fact, frozen=True, tag=39):
+    """The root gave this team workers of another one, which have ended: each with the last incarnation that it had."""
+
+    workers: list[tuple[WorkerPlan, int]]
+
+
 AnyFact = (
     FleetStarted
     | TasksSubmitted
@@ -376,6 +389,8 @@ AnyFact = (
     | TasksEntrusted
     | TaskRecalled
     | DrainOrdered
+    | TeamDissolved
+    | WorkersAdopted
     | LockAsked
     | LockRenewed
     | LockReleased

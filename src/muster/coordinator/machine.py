@@ -18,6 +18,7 @@ from typing import Any
 from muster.coordinator import (
     attempts,
     cancelling,
+    dissolving,
     ending,
     entrusted,
     finishing,
@@ -79,6 +80,7 @@ HANDLERS: Handlers = {
     **cancelling.HANDLERS,
     **pausing.HANDLERS,
     **entrusted.HANDLERS,
+    **dissolving.HANDLERS,
     **locks.HANDLERS,
     **recycling.HANDLERS,
     **scaling.HANDLERS,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from muster.coordinator import events as ev
 from muster.coordinator import report as reports
 from muster.coordinator.adoption import adopt, plan_of
+from muster.coordinator.caretaker import Caretaker
 from muster.coordinator.cleaning import Cleaner
 from muster.coordinator.farewell import farewell
 from muster.coordinator.hooks import HookRunner
@@ -20,7 +21,7 @@ from muster.coordinator.results import ResultsFile
 from muster.coordinator.services import ProgressTeller, Service
 from muster.core.names import OPERATOR
 from muster.core.orders import Finished
-from muster.core.protocol import RunEnded, TeamNoted
+from muster.core.protocol import RunEnded, TeamAdopt, TeamNoted
 from muster.errors import BusError, ResultsFileError
 
 if TYPE_CHECKING:
@@ -51,6 +52,10 @@ class Root(Coordinator):
         self._hybrid = Hybrid(store, spec, shell, self.collector)
         shell.on_message |= {"team.noted": self._note_of_team, "team.report": self._hybrid.take_report}
         self._progress = ProgressTeller(shell, outputs.operator_is_there)
+
+        self._caretakers: dict[str, Caretaker] = {}
+        self._dissolutions: set[asyncio.Task[None]] = set()
+        shell.dissolve, shell.overhear = self._dissolve, self._overhear
 
     def services(self) -> list[Service]:
         health, *others = super().services()
@@ -88,6 +93,31 @@ class Root(Coordinator):
         if worker is not None and worker.is_team:
             noted: TeamNoted = delivery.decode(TeamNoted)
             self.shell.notes.write(noted.event, team=delivery.sender, **noted.facts)
+
+    # ------------------------------------------------------------------ teams that are given up
+
+    def _dissolve(self, team: str, heirs: list[str]) -> None:
+        shell = self.shell
+        assert shell.control is not None
+
+        def give(at: int, adopt: TeamAdopt) -> None:
+            if heirs:
+                message_id = f"adopt-{adopt.worker}-{adopt.incarnation}"
+                shell.post(ev.Post(heirs[at % len(heirs)], adopt, message_id))
+
+        def done(reason: str) -> None:
+            shell.drain_worker(team)  # its last words come first
+            shell.intake.facts.append(ev.TeamDissolved(shell.clock.now_s(), team, reason))
+            self._caretakers.pop(team, None)
+            shell.wake.set()
+
+        caretaker = self._caretakers[team] = Caretaker(self.store, self.spec, team, shell.control, give, done)
+        task = asyncio.get_running_loop().create_task(caretaker.run(), name=f"end of {team}")
+        self._dissolutions.add(task)
+        task.add_done_callback(self._dissolutions.discard)
+
+    def _overhear(self, message: Any) -> bool:
+        return any(caretaker.hear(message) for caretaker in self._caretakers.values())
 
     def answer_status(self, delivery: Delivery) -> None:
         if self._hybrid:

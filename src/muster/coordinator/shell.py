@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from muster.coordinator import events as ev
+from muster.coordinator.effects import Dissolve
 from muster.coordinator.intake import Intake
 from muster.coordinator.rejecting import reject
 from muster.core.orders import ExitSeen, StopFleet, WorkerList
@@ -27,7 +28,7 @@ from muster.errors import BodyTooLargeError, BusError, MusterError, StoreFullErr
 if TYPE_CHECKING:
     from muster.bus.bus import Bus
     from muster.bus.delivery import Delivery
-    from muster.coordinator.control import ControlSocket
+    from muster.coordinator.control import Control
     from muster.coordinator.grants import Grants
     from muster.coordinator.log import EventLog
     from muster.coordinator.machine import Machine
@@ -67,10 +68,13 @@ class Shell:
     def __init__(self, bus: Bus, machine: Machine, log: EventLog, notes: NoteTaker) -> None:
         self.bus, self.machine, self.log, self.notes = bus, machine, log, notes
         self.clock = Clock(machine.state.now_s)
-        self.control: ControlSocket | None = None
+        self.control: Control | None = None
         self.grants: Grants | None = None
         self.finish: ev.Finish | None = None
         self._caught_up = False
+        #: The root's: how a team that was given up is brought to its end, and who else hears the spawner's words.
+        self.dissolve: Callable[[str, list[str]], None] = lambda _team, _heirs: None
+        self.overhear: Callable[[Any], bool] = lambda _message: False
         self.on_message: dict[str, Callable[[Delivery], None]] = {}
         #: Carries out that the fleet has another number of agents.
         self.resize: Callable[[ev.FleetResized], None] = lambda _effect: None
@@ -148,7 +152,7 @@ class Shell:
             self.recorder.record(records, results)
         for effect in effects:
             if isinstance(effect, ev.Post):
-                self._post(effect)
+                self.post(effect)
             elif not isinstance(effect, ev.Record):
                 self._carry_out(effect)
         for delivery in acks:
@@ -195,7 +199,8 @@ class Shell:
 
     # ------------------------------------------------------------------ effects
 
-    def _post(self, post: ev.Post) -> None:
+    def post(self, post: ev.Post) -> None:
+        """Send a message, behind those that wait for the same agent."""
         queue = self._pending.get(post.to)
         if queue is not None:
             queue.append(post)
@@ -248,6 +253,8 @@ class Shell:
             self.watch_holder(effect)
         elif isinstance(effect, ev.FleetResized):
             self.resize(effect)
+        elif isinstance(effect, Dissolve):
+            self.dissolve(effect.team, effect.heirs)
         elif self.control is None:
             return
         elif isinstance(effect, ev.SpawnWorker):
@@ -272,6 +279,8 @@ class Shell:
         """Turn a control message into facts."""
         now_s = self.clock.now_s()
         facts = self.intake.facts
+        if not isinstance(message, StopFleet) and self.overhear(message):
+            return
         if isinstance(message, StartMessage):
             facts.append(ev.WorkerStarted(now_s, message.worker, message.incarnation, message.pid, message.start_time))
         elif isinstance(message, ExitMessage):

@@ -222,6 +222,8 @@ class State:
         self.attempt_mean_s: float | None = None
         self.latency = LatencyHistogram()
         self.results_base_bytes = 0
+        #: Teams that were given up and are not yet at their end -> their heirs.
+        self.dissolving: dict[str, list[str]] = {}
         #: Of a team: the attempts that it has given back to the root.
         self.tokens = Tokens()
         #: Ids of the newest messages that became tasks, and their numbers.
@@ -260,6 +262,7 @@ _SCALARS = (
     "phase", "started_s", "life", "now_s", "live_workers", "input_ended", "input_total", "admission_open", "roll", "ready_s",
     "attempt_mean_s", "results_base_bytes", "ready", "held", "kinds_out", "sources",
     "retries", "is_paused", "kinds_paused",
+    "dissolving",
 )  # fmt: skip
 _decoder = msgspec.msgpack.Decoder(Snapshot)
 

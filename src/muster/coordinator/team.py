@@ -49,14 +49,23 @@ class TeamCoordinator(Coordinator):
         super().take_metrics(delivery)
         self._reporter.news.add(delivery.decode(MetricsSnapshot))
 
+    def make_upstream(self, incarnation: int) -> Upstream:
+        """The recorder of this process."""
+        return Upstream(self.shell.bus, self.shell.machine.state, incarnation)
+
     async def begin(self, listing: WorkerList) -> None:
-        shell = self.shell
+        await self.take_over(listing, [])
+
+    async def take_over(self, listing: WorkerList, first: list[ev.AnyFact]) -> None:
+        """Go on from the log, with these facts before all others."""
+        shell, team = self.shell, teams(self.spec)[self.shell.bus.id]
         self.incarnation = listing.incarnation
-        upstream = Upstream(shell.bus, shell.machine.state, listing.incarnation)
+        upstream = self.make_upstream(listing.incarnation)
         upstream.recover(self._records)
         shell.recorder = upstream
-        shell.intake = TeamIntake(shell, upstream)
-        await adopt(shell, team_plan_of(self.spec, teams(self.spec)[shell.bus.id]), listing)
+        shell.intake = TeamIntake(shell, upstream, team.kind)
+        shell.intake.facts += first
+        await adopt(shell, team_plan_of(self.spec, team), listing)
 
     async def end(self, finish: ev.Finish) -> int:
         shell = self.shell

@@ -4,6 +4,10 @@ To the root a team is an agent with many slots, hosted by a worker that is the t
 up like every worker. One thing is different: its death frees nothing. The team's own workers live on below the spawner and go on with what
 they have; the team's next coordinator replays its log, calls their roll, and says what it holds. So what a team holds stays held over its
 death, and over a new life of the store, until the team has said something about it.
+
+A team that dies too often is given up. The root decides once, with that death, which teams of the same kind are the heirs, the smallest
+first. Whoever carries it out (`caretaker`) gives the n-th worker to heir n modulo their number, so a root that dies in between comes to the
+same division again.
 """
 
 from __future__ import annotations
@@ -12,10 +16,12 @@ from typing import TYPE_CHECKING
 
 from muster.coordinator import state as st
 from muster.coordinator.dispatch import enqueue, set_agent_state
+from muster.coordinator.effects import Dissolve, Noted, Post
 from muster.core import limits
+from muster.core.protocol import Drain
 
 if TYPE_CHECKING:
-    from muster.coordinator.events import AgentReady
+    from muster.coordinator.events import AgentReady, Effect
     from muster.coordinator.state import Agent, State, Worker
 
 
@@ -77,3 +83,35 @@ def carry_over(state: State, earlier: dict[str, Agent]) -> None:
 def drain_s(left_s: float) -> float:
     """What a team gets of the time that is left: it has to report what became of its agents."""
     return left_s - min(limits.TEAM_MARGIN_S, left_s / 2)
+
+
+def give_up(state: State, worker: Worker, out: list[Effect]) -> None:
+    """The coordinator of a team will not be started again: its workers go to the other teams of its kind."""
+    kind = state.agents[worker.agents[0]].kind
+    heirs = [
+        other
+        for other in state.workers.values()
+        if other.is_team and other.state in (*st.LIVE, st.PAUSED) and state.agents[other.agents[0]].kind == kind
+    ]
+    heirs.sort(key=lambda heir: heir.size)  # stable: equal ones stay in the order of the plan
+    state.dissolving[worker.name] = [heir.name for heir in heirs]
+    out.append(
+        Noted("team.given_up", {"team": worker.name, "how": worker.last_exit, "heirs": state.dissolving[worker.name]})
+    )
+    slots_each, size = worker.slots // worker.size, worker.size
+    for at, heir in enumerate(heirs):
+        more = (size - at + len(heirs) - 1) // len(heirs)
+        heir.size, heir.slots = heir.size + more, heir.slots + more * slots_each
+    if heirs:
+        worker.size = worker.slots = 0
+    out.append(Dissolve(worker.name, state.dissolving[worker.name]))
+
+
+def go_on(state: State, out: list[Effect]) -> None:
+    """After a restart of the root: what it was about to do is done again."""
+    out.extend(Dissolve(team, heirs) for team, heirs in state.dissolving.items())
+
+
+def drain(state: State, now: bool, left_s: float, out: list[Effect]) -> None:
+    """The fleet ends: what is left of teams that were given up has no more time than the others."""
+    out.extend(Post(team, Drain(now=now, deadline_s=left_s), is_control=True) for team in state.dissolving)

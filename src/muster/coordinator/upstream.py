@@ -30,6 +30,7 @@ from muster.core.protocol import (
     Result,
     RollCall,
     TaskInput,
+    TeamAdopt,
     TeamNoted,
 )
 from muster.errors import BusError
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from muster.coordinator.intake import ResultsOfTurn
     from muster.coordinator.shell import Shell
     from muster.coordinator.state import State
+    from muster.core.spec import AgentSpec
 
 #: Words that may wait for room at the root before the team assigns nothing more.
 WAITING_MAX = 1000
@@ -59,7 +61,7 @@ class Upstream:
     """A team's recorder."""
 
     def __init__(self, bus: Bus, state: State, incarnation: int) -> None:
-        self._bus, self._state, self.incarnation = bus, state, incarnation
+        self._bus, self.state, self.incarnation = bus, state, incarnation
         self._waiting: deque[_Word] = deque()
         self._replayed: dict[int, ev.Record] = {}
         self._told: tuple[int, bool] | None = None
@@ -128,7 +130,7 @@ class Upstream:
 
     def after_turn(self) -> None:
         """Tell the root what the team can take, when that has changed or was asked."""
-        state = self._state
+        state = self.state
         now = entrusted.capacity(state), bool(state.kinds_out)
         if self.nonce is None and now == self._told:
             return
@@ -160,15 +162,16 @@ class Upstream:
 class TeamIntake(Intake):
     """What a team's coordinator takes in: words of its agents, and orders of the root."""
 
-    def __init__(self, shell: Shell, upstream: Upstream) -> None:
+    def __init__(self, shell: Shell, upstream: Upstream, kind: AgentSpec) -> None:
         super().__init__(shell)
-        self._upstream = upstream
+        self._upstream, self._kind = upstream, kind
         self.asks = Asks({})
         agents = {name: self._makers[name] for name in ("task.result", "task.refused", "agent.ready", "agent.drained")}
         orders: dict[str, Callable[[Delivery], None]] = {
             "task.assign": self._assign,
             "task.cancel": self._cancel,
             "agent.drain": self._drain,
+            "team.adopt": self._adopt,
             "agent.roll_call": self._roll_call,
             "agent.ping": self._ping,
         }
@@ -205,6 +208,11 @@ class TeamIntake(Intake):
             self._fact(ev.DrainOrdered(self._shell.clock.now_s(), drain.now, drain.deadline_s), delivery)
         else:  # for one that has ended meanwhile
             self.acks.append(delivery)
+
+    def _adopt(self, delivery: Delivery) -> None:
+        adopt: TeamAdopt = delivery.decode(TeamAdopt)
+        entry = ev.WorkerPlan(adopt.worker, adopt.agents, self._kind.restart, self._kind.child)
+        self._fact(ev.WorkersAdopted(self._shell.clock.now_s(), [(entry, adopt.incarnation)]), delivery)
 
     def _roll_call(self, delivery: Delivery) -> None:
         self._upstream.nonce = delivery.decode(RollCall).nonce

@@ -235,6 +235,17 @@ class HealthChanged(msgspec.Struct, frozen=True, kw_only=True):
     evidence: list[str] = []
 
 
+class TeamAdopt(msgspec.Struct, frozen=True, kw_only=True):
+    """`team.adopt`, root -> team: this worker of a team that was given up is yours now; `agents` are (agent, kind).
+
+    It has ended; its next incarnation is higher than `incarnation`.
+    """
+
+    worker: str
+    agents: list[tuple[str, str]]
+    incarnation: int
+
+
 class TeamNoted(msgspec.Struct, frozen=True, kw_only=True):
     """`team.noted`, team -> root: something a person may want to read about, for the event log."""
 
@@ -286,6 +297,7 @@ TYPES: dict[str, type[msgspec.Struct]] = {
     "agent.drained": Drained,
     "health.changed": HealthChanged,
     "metrics.snapshot": MetricsSnapshot,
+    "team.adopt": TeamAdopt,
     "team.noted": TeamNoted,
     "team.report": TeamReport,
     "agent.ping": Ping,
