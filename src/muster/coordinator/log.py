@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from muster.bus.transports.lanes.appendlog import AppendLog
+from muster.bus.transports.lanes.appendlog import AppendLog, read_records
 from muster.coordinator.events import AnyFact, Record, TasksSubmitted
 from muster.coordinator.machine import Machine
 from muster.coordinator.state import State, load, snapshot
@@ -153,6 +153,27 @@ def read_snapshot(path: Path) -> tuple[State | None, int]:
         return load(payload), seq
     except ValueError as error:
         raise StoreVersionError(f"the coordinator's snapshot cannot be read by this version: {error}") from None
+
+
+def read_state(directory: Path) -> State | None:
+    """The state of the coordinator whose log lies in `directory`, read without writing anything; None if there is none.
+
+    While that coordinator lives, this is what it knew a moment ago.
+
+    Raises:
+        CorruptStoreError, StoreVersionError: Snapshot or log cannot be read.
+    """
+    state, after = read_snapshot(directory / "snapshot")
+    machine = Machine(state)
+    try:
+        for _, raw in read_records(directory / "log", after):
+            for fact in _decoder.decode(raw):
+                machine.apply(fact)
+    except FileNotFoundError:
+        return state
+    except msgspec.MsgspecError as error:
+        raise StoreVersionError(f"the coordinator's log cannot be read by this version: {error}") from None
+    return machine.state
 
 
 def _split(facts: list[AnyFact]) -> list[bytes]:

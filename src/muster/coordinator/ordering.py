@@ -96,35 +96,38 @@ def _chosen(body: TaskChoice, tasks: Iterable[Task]) -> list[Task]:
 
 
 def _list(state: State, body: ListTasks, ask: Ask) -> Answer:
-    del ask
     if not body.numbers and not body.states:
         body = msgspec.structs.replace(body, states=sorted(_STATES))
     for number in body.numbers:
         if number not in state.tasks and number not in state.kept:
             _known(state, number)
 
-    def reply(after: State) -> msgspec.Struct:
-        meant = [*_chosen(body, after.kept), *_chosen(body, after.tasks.values())]
-        meant.sort(key=lambda task: task.number)
-        shown = [task for task in meant if task.number > body.above][: min(body.limit, LISTING_MAX)]
-        room = _INPUT_BYTES_MAX
-        told: list[TaskFacts] = []
-        for task in shown:
-            facts = facts_of(after, task)
-            if body.with_input:
-                room -= len(msgspec.msgpack.encode(task.input))
-                if room < 0 and told:
-                    break
-                facts = msgspec.structs.replace(facts, input=task.input)
-            told.append(facts)
-        return TaskListing(tasks=told, total=len(meant))
-
-    return Answer((), reply)
+    return Answer((), lambda after: listing(after, body, ask.now_s))
 
 
-def facts_of(state: State, task: Task) -> TaskFacts:
+def listing(state: State, body: ListTasks, now_s: float) -> TaskListing:
+    """The tasks that are meant, by number, as many as are wanted and fit into a message."""
+    meant = [*_chosen(body, state.kept), *_chosen(body, state.tasks.values())]
+    meant.sort(key=lambda task: task.number)
+    told: list[TaskFacts] = []
+    room = _INPUT_BYTES_MAX
+    for task in meant:
+        if task.number <= body.above:
+            continue
+        if len(told) >= min(body.limit, LISTING_MAX):
+            break
+        facts = facts_of(task, now_s)
+        if body.with_input:
+            room -= len(msgspec.msgpack.encode(task.input))
+            if room < 0 and told:
+                break
+            facts = msgspec.structs.replace(facts, input=task.input)
+        told.append(facts)
+    return TaskListing(tasks=told, total=len(meant))
+
+
+def facts_of(task: Task, now_s: float) -> TaskFacts:
     """What is told of a task, without its input."""
-    now_s = state.now_s
     return TaskFacts(
         number=task.number,
         state=task.state,

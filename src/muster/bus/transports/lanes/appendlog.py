@@ -63,16 +63,7 @@ class AppendLog:
 
     def replay(self, after: int = 0) -> Iterator[tuple[int, bytes]]:
         """(number, record) of every whole record behind number `after`, oldest first. A damaged record ends the replay."""
-        firsts = list_segments(str(self._directory))
-        for at, first in enumerate(firsts):
-            if at + 1 < len(firsts) and firsts[at + 1] <= after + 1:
-                continue
-            for seq, content in frames_of(str(self._directory), self._lane_id, first):
-                record = content[:-TAG_BYTES]
-                if digest(CHECKSUM_KEY, record) != content[-TAG_BYTES:]:
-                    return
-                if seq > after:
-                    yield seq, record
+        return _records(str(self._directory), self._lane_id, after)
 
     def drop_before(self, seq: int) -> None:
         """Unlink whole segments whose records all lie before `seq` (a snapshot holds them)."""
@@ -99,3 +90,27 @@ class AppendLog:
 
     def close(self) -> None:
         self._writer.close()
+
+
+def read_records(directory: Path, after: int = 0) -> Iterator[tuple[int, bytes]]:
+    """What `AppendLog.replay` yields, without taking the log: nothing is written, and its writer may be at work meanwhile.
+
+    Raises:
+        FileNotFoundError: There is no log.
+        UnsafePermissionsError, CorruptStoreError: It cannot be read.
+    """
+    lane_id = lane_id_of(read_private(directory / "lane")[:32], outlane.MAGIC)
+    return iter(()) if lane_id is None else _records(str(directory), lane_id, after)
+
+
+def _records(directory: str, lane_id: bytes, after: int) -> Iterator[tuple[int, bytes]]:
+    firsts = list_segments(directory)
+    for at, first in enumerate(firsts):
+        if at + 1 < len(firsts) and firsts[at + 1] <= after + 1:
+            continue
+        for seq, content in frames_of(directory, lane_id, first):
+            record = content[:-TAG_BYTES]
+            if digest(CHECKSUM_KEY, record) != content[-TAG_BYTES:]:
+                return
+            if seq > after:
+                yield seq, record
