@@ -84,11 +84,15 @@ class Hybrid:
         counters = dict(own.counters)
         counters["team_restarts"] = counters.pop("restarts", 0)
         counters["team_deaths"] = counters.pop("worker_deaths", 0)
+        heard = {agent.agent for status in told.values() if status is not None for agent in status.agents}
         for name, status in told.items():
-            mine = self._from_pages(name) if status is None else [_of_team(agent, name) for agent in status.agents]
+            if status is None:  # those that went to another team are heard of there
+                mine = [agent for agent in self._from_pages(name) if agent.agent not in heard]
+            else:
+                mine = [_of_team(agent, name) for agent in status.agents]
             agents += mine
             rows.append(self._row(name, status))
-            verdicts += [agent.verdict for agent in mine] or [rows[-1].verdict]
+            verdicts += [agent.verdict for agent in mine] or ([rows[-1].verdict] if rows[-1].agents else [])
             for key, value in (status.counters if status is not None else {}).items():
                 if key in _SUMS or key == "agents_answered":
                     counters[key] = counters.get(key, 0) + value
@@ -104,7 +108,6 @@ class Hybrid:
         state, team = self._shell.machine.state, self._teams[name]
         worker = state.workers[name]
         agent = state.agents[name]
-        size = len(team.agents())
         is_alive = worker.state in (st.STARTING, st.ALIVE)
         silent = ["its coordinator does not answer"] if status is None and is_alive else []
         return TeamStatus(
@@ -115,7 +118,7 @@ class Hybrid:
             verdict=status.verdict if status is not None else "unhealthy" if not is_alive else "unknown",
             incarnation=worker.incarnation,
             restarts=worker.restarts,
-            agents=size,
+            agents=worker.size,
             ready=teams.ready_in(worker, agent),
             holding=len(agent.held),
             done=agent.done,
@@ -140,7 +143,8 @@ class Hybrid:
         state = self._shell.machine.state
         last = [self._reports[name] for name in self._teams if name in self._reports]
         report["team_restarts"], report["teams"] = report["restarts"], len(self._teams)
-        report["agents"], report["ready_agents"] = teams.agents_of(state), sum(r.agents_seen for r in last)
+        report["agents"] = teams.agents_of(state)
+        report["ready_agents"] = min(report["agents"], sum(told.agents_seen for told in last))
         for key in _SUMS:
             base = report[key] if key in ("stale_refused", "pings_lost") else 0
             report[key] = int(base + sum(told.status.counters.get(key, 0) for told in last))

@@ -278,6 +278,8 @@ def why_quarantined(worker: Worker) -> str:
     """The evidence against a quarantined worker, in a sentence."""
     child = worker.child
     times = "once" if child.restarts_max == 0 else f"{child.restarts_max + 1} times within {child.period_s:g} s"
+    if worker.is_team:
+        return f"died {times}, last it {worker.last_exit}; its agents go to other teams"
     return f"died {times}, last it {worker.last_exit}; `muster restart {worker.name}` starts it again"
 
 

@@ -49,7 +49,7 @@ def are_complete(state: State) -> bool:
 
 def ready_in(worker: Worker, agent: Agent) -> int:
     """How many agents of a team can be given something."""
-    return agent.slots * worker.size // worker.slots if agent.state == st.READY else 0
+    return agent.slots * worker.size // worker.slots if agent.state == st.READY and worker.slots else 0
 
 
 def agents_of(state: State) -> int:
