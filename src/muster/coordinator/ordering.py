@@ -96,8 +96,6 @@ def _chosen(body: TaskChoice, tasks: Iterable[Task]) -> list[Task]:
 
 
 def _list(state: State, body: ListTasks, ask: Ask) -> Answer:
-    if not body.numbers and not body.states:
-        body = msgspec.structs.replace(body, states=sorted(_STATES))
     for number in body.numbers:
         if number not in state.tasks and number not in state.kept:
             _known(state, number)
@@ -106,7 +104,9 @@ def _list(state: State, body: ListTasks, ask: Ask) -> Answer:
 
 
 def listing(state: State, body: ListTasks, now_s: float) -> TaskListing:
-    """The tasks that are meant, by number, as many as are wanted and fit into a message."""
+    """The tasks that are meant (if nothing is named: all), by number, as many as are wanted and fit into a message."""
+    if not body.numbers and not body.states:
+        body = msgspec.structs.replace(body, states=sorted(_STATES))
     meant = [*_chosen(body, state.kept), *_chosen(body, state.tasks.values())]
     meant.sort(key=lambda task: task.number)
     told: list[TaskFacts] = []

@@ -1,0 +1,27 @@
+"""`muster resume`: assign tasks again after a pause."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from muster.cli.main import common
+from muster.cli.output import print_json
+
+
+@click.command("resume", short_help="Assign tasks again after a pause.")
+@common()
+@click.argument("kinds", nargs=-1, metavar="[KIND]…")
+def command(kinds: tuple[str, ...], as_json: bool, store: str | None, fleet: str | None) -> int:
+    """Let agents of each KIND work again; without one, everybody."""
+    from muster.core.requests import Resume
+    from muster.fleet import asking, places
+
+    told = asking.order(places.chosen(fleet, store), Resume(kinds=list(kinds)))
+    if as_json:
+        print_json(told)
+    else:
+        rest = f"; still paused: {', '.join(told['paused'])}" if told["paused"] else ""
+        sys.stdout.write(f"resumed{rest}\n")
+    return 0
