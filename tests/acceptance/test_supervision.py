@@ -7,6 +7,8 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -333,7 +335,10 @@ def test_hooks_run_on_their_schedule_and_one_that_overruns_is_killed_with_all_th
         name, store_id = (world.work / "swept").read_text().splitlines()[0].split()
         assert (name, store_id) == ("sweep", status(world)["store_id"])
         eventually(lambda: len(events(world, "hook.ended")) >= 4, PATIENCE_S, "they run again and again")
-        assert {note["hook"] for note in events(world, "hook.ended")} == {"sweep", "stuck"}
+        notes = events(world, "hook.ended")
+        assert {note["hook"] for note in notes} == {"sweep", "stuck"}
+        ends = [datetime.fromisoformat(note["at"]).timestamp() for note in notes if note["hook"] == "sweep"]
+        assert all(later - earlier >= 0.99 for earlier, later in pairwise(ends)), f"never sooner than it should: {ends}"
     finally:
         down(world)
 

@@ -42,12 +42,15 @@ class HookRunner(Loop):
     def __init__(self, store: Path, spec: FleetSpec, shell: Shell) -> None:
         super().__init__("hooks")
         self._store, self._spec, self._shell = store, spec, shell
+        self._ended_s: dict[str, float] = {}
 
     def due_s(self, hook: HookSpec) -> float:
         """When a hook is to run next, on the clock of the facts."""
         state = self._shell.machine.state
-        last = state.supervision.hooks.get(hook.name)
-        return (state.started_s if last is None else max(last.at_s, state.started_s)) + hook.every_s
+        known = state.supervision.hooks.get(hook.name)
+        # What has just ended here is in the log a turn later.
+        last_s = max(self._ended_s.get(hook.name, 0.0), 0.0 if known is None else known.at_s)
+        return max(last_s, state.started_s) + hook.every_s
 
     async def _run(self) -> None:
         set_subreaper()
@@ -65,21 +68,27 @@ class HookRunner(Loop):
 
     async def _carry_out(self, hook: HookSpec, launcher: Launcher, exits: Exits) -> None:
         began = time.monotonic()
-        output = Capture(None)
         try:
-            outcome, detail = await self._live(hook, launcher, exits, output)
-            if not detail:
-                said = output.take(hook.name).head
-                detail = said[-4 * DETAIL_MAX :].decode(errors="replace").strip()[-DETAIL_MAX:]
-        finally:
-            output.close()
+            outcome, detail = await self._live(hook, launcher, exits)
+        except OSError as error:  # no descriptor or no memory left: the next time may be better
+            outcome, detail = "failed", f"it could not be run: {error.strerror}"
         shell = self._shell
         took_s = round(time.monotonic() - began, 3)
         shell.notes.write("hook.ended", hook=hook.name, outcome=outcome, took_s=took_s, detail=detail)
-        shell.intake.facts.append(HookEnded(shell.clock.now_s(), hook.name, outcome, detail))
+        ended_s = self._ended_s[hook.name] = shell.clock.now_s()
+        shell.intake.facts.append(HookEnded(ended_s, hook.name, outcome, detail))
         shell.wake.set()
 
-    async def _live(self, hook: HookSpec, launcher: Launcher, exits: Exits, output: Capture) -> tuple[str, str]:
+    async def _live(self, hook: HookSpec, launcher: Launcher, exits: Exits) -> tuple[str, str]:
+        output = Capture(None)
+        try:
+            outcome, why = await self._end(hook, launcher, exits, output)
+            said = output.take(hook.name).head[-4 * DETAIL_MAX :].decode(errors="replace").strip()
+            return outcome, why or said[-DETAIL_MAX:]
+        finally:
+            output.close()
+
+    async def _end(self, hook: HookSpec, launcher: Launcher, exits: Exits, output: Capture) -> tuple[str, str]:
         """Start it, wait for its end or end it, and kill all that is left: (outcome, why if it is not the hook's own word)."""
         path = resolve(hook.command[0], search_path({}), hook.cwd)
         if path is None:

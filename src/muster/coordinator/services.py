@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import random
 import time
+import traceback
 from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
@@ -53,7 +54,7 @@ class Loop:
 
     def start(self) -> None:
         """Begin."""
-        self._task = asyncio.get_running_loop().create_task(self._run(), name=self._name)
+        self._task = asyncio.get_running_loop().create_task(self._live(), name=self._name)
 
     async def stop(self) -> None:
         """End."""
@@ -61,6 +62,12 @@ class Loop:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
+
+    async def _live(self) -> None:
+        try:
+            await self._run()
+        except Exception:
+            traceback.print_exc()  # a bug: the coordinator's log says so, and the fleet goes on without this service
 
     async def _run(self) -> None:
         raise NotImplementedError

@@ -140,10 +140,8 @@ class StatusTeller:
             inbox_depth=self._depth(agent.name, page),
             heartbeat_age_s=page.heartbeat_age_s() if page is not None else None,
             pss_bytes=self._health.pss_bytes.get(agent.name),
-            evidence=[
-                *evidence_of(worker, self._state.now_s),
-                *(judgement.evidence if judgement is not None else ()),
-            ],
+            evidence=evidence_of(worker, self._state.now_s)
+            or (list(judgement.evidence) if judgement is not None else []),
         )
 
     def _depth(self, agent: str, page: StatusPage | None) -> int:
