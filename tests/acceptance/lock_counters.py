@@ -1,4 +1,4 @@
-"""Many processes that count in one file under one lock, and are killed while they do: `lock_counters.py STORE FILE PROCESSES SECONDS SEED`.
+"""Many processes that count in one file under one lock, and are killed while they do: `lock_counters.py STORE FILE PROCESSES KILLS SEED`.
 
 The file holds every increment as a line "token process", written by replacing it whole. Who has read it refuses to write if a greater token
 than its own is in there. What a process was told is written counts as acknowledged. Prints one JSON object.
@@ -17,6 +17,10 @@ from pathlib import Path
 
 import muster
 from muster.errors import MusterError
+
+
+#: The file is counted in so often before the end that every kill has something to spoil.
+COUNTS_PER_KILL = 4
 
 
 def increment(file: Path, name: str, token: int) -> bool:
@@ -50,15 +54,14 @@ def start(store: Path, file: Path, name: str, acks: int) -> int:
     return pid
 
 
-def main(store: Path, file: Path, processes: int, seconds: float, seed: int) -> None:
+def main(store: Path, file: Path, processes: int, kills_min: int, seed: int) -> None:
     chance = random.Random(seed)
     reading, writing = os.pipe()
     os.set_blocking(reading, False)
     alive = {f"p-{n}": start(store, file, f"p-{n}", writing) for n in range(processes)}
     said = b""
     kills = 0
-    ends = time.monotonic() + seconds
-    while time.monotonic() < ends:
+    while kills < kills_min or said.count(b"\n") < COUNTS_PER_KILL * kills_min:
         time.sleep(0.05)
         said += drain(reading)
         name = chance.choice(list(alive))
@@ -87,4 +90,4 @@ def drain(fd: int) -> bytes:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]), int(sys.argv[5]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]))
