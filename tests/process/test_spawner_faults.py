@@ -168,6 +168,7 @@ def test_without_a_free_descriptor_workers_and_clients_are_refused_and_it_does_n
     client = fleet.start()
     coordinator = fleet.coordinator()
     worker = coordinator.spawn("w-1", do="wait")
+    coordinator.list()  # what the spawn brought along has been closed
     with no_descriptor_free(client.pid):
         coordinator.order("w-2", do="wait")  # the grant cannot be received
         assert coordinator.exited("w-2").exit_status == 71
