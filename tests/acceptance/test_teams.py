@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from .cli_world import PATIENCE_S, World, a_world, lines_of, wait_for_lines
 
 pytestmark = pytest.mark.timeout(180)
 
-TASKS = 120
+TASKS = 200
 #: Each execution leaves a line, so that one that ran twice is seen.
 WORK = 'echo {input} >> "$RAN"; sleep 0.2; echo out {input}'
 
@@ -97,3 +98,82 @@ def test_coordinators_and_workers_killed_at_random_lose_nothing(world: World) ->
         died += row["role"] == "worker"
         os.kill(row["pid"], signal.SIGKILL)
     assert_done_once(world, run, results, died=died)
+
+
+def test_a_team_whose_coordinator_cannot_be_kept_alive_works_on_in_other_teams(world: World) -> None:
+    run, results = start_run(world)
+    wait_for_lines(results, 5)
+    others = {row["name"]: row["pid"] for row in world.ps() if row["name"] in ("team-1", "team-3")}
+    give_up(world, "team-2")
+    began = time.monotonic()
+
+    def owners() -> bool:
+        return {"w-3", "w-4"} <= {line["agent"] for line in lines_of(results)[before:]}
+
+    before = len(lines_of(results))
+    eventually(owners, 10.0, "the agents of team-2 work for others")
+    print(f"after {time.monotonic() - began:.1f} s")
+    assert others == {row["name"]: row["pid"] for row in world.ps() if row["role"] == "team"}
+    assert_done_once(world, run, results)
+
+
+def give_up(world: World, team: str) -> None:
+    """Kill a team's coordinator whenever it is there, until it is started no more."""
+    last, alone_since = 0, time.monotonic()
+    while time.monotonic() - alone_since < 2.5:
+        for row in world.ps():
+            if row["name"] == team and row["pid"] not in (None, last):
+                last, alone_since = row["pid"], time.monotonic()
+                os.kill(last, signal.SIGKILL)
+
+
+def noted(store: Path, event: str) -> bool:
+    """Whether the event log of a fleet has such an entry."""
+    path = store / "events.jsonl"
+    return path.exists() and f'"event":"{event}"' in path.read_text()
+
+
+def test_a_root_killed_while_it_dissolves_a_team_goes_on_with_that(world: World) -> None:
+    run, results = start_run(world, "--name", "heirs")
+    wait_for_lines(results, 5)
+    last = 0
+    while not noted(world.root / "heirs", "team.given_up"):
+        for row in world.ps():
+            if row["name"] == "team-2" and row["pid"] not in (None, last):
+                last = row["pid"]
+                os.kill(last, signal.SIGKILL)
+    kill(world, "coordinator", "coordinator")
+    eventually(lambda: noted(world.root / "heirs", "team.dissolved"), PATIENCE_S, "the team is at its end")
+    kill(world, "coordinator", "coordinator")
+    assert_done_once(world, run, results)
+
+
+def test_a_team_whose_log_is_destroyed_is_given_up_and_its_attempts_run_again(world: World) -> None:
+    run, results = start_run(world, "--name", "torn")
+    wait_for_lines(results, 5)
+    log = world.root / "torn" / "coordinator-team-2" / "log"
+    for path in log.iterdir():
+        path.write_bytes(os.urandom(8192))
+    kill(world, "team", "team-2")
+    eventually(lambda: noted(world.root / "torn", "team.dissolved"), PATIENCE_S, "the team is at its end")
+    # Up to two attempts were running when its workers were killed, and two waited.
+    assert_done_once(world, run, results, died=4)
+
+
+def test_a_fleet_that_ends_while_a_team_is_dissolved_leaves_nothing(world: World) -> None:
+    run, results = start_run(world, "--name", "late", "--grace", "3s")
+    wait_for_lines(results, 5)
+    last = 0
+    while not noted(world.root / "late", "team.given_up"):
+        for row in world.ps():
+            if row["name"] == "team-2" and row["pid"] not in (None, last):
+                last = row["pid"]
+                os.kill(last, signal.SIGKILL)
+    began = time.monotonic()
+    run.send_signal(signal.SIGINT)  # type: ignore[attr-defined]
+    ended = world.finish(run)  # type: ignore[arg-type]
+    assert time.monotonic() - began < 3 + 1 + 3, "grace, a second, and room for a busy machine"
+    assert ended.returncode == 130, ended.stderr
+    world.assert_nothing_left()
+    ran = executions(world)
+    assert len(lines_of(results)) == sum(ran.values()), "what was begun was finished"
