@@ -69,7 +69,7 @@ class HookRunner(Loop):
     async def _carry_out(self, hook: HookSpec, launcher: Launcher, exits: Exits) -> None:
         began = time.monotonic()
         try:
-            outcome, detail = await self._live(hook, launcher, exits)
+            outcome, detail = await self._finish(hook, launcher, exits)
         except OSError as error:  # no descriptor or no memory left: the next time may be better
             outcome, detail = "failed", f"it could not be run: {error.strerror}"
         shell = self._shell
@@ -79,7 +79,7 @@ class HookRunner(Loop):
         shell.intake.facts.append(HookEnded(ended_s, hook.name, outcome, detail))
         shell.wake.set()
 
-    async def _live(self, hook: HookSpec, launcher: Launcher, exits: Exits) -> tuple[str, str]:
+    async def _finish(self, hook: HookSpec, launcher: Launcher, exits: Exits) -> tuple[str, str]:
         output = Capture(None)
         try:
             outcome, why = await self._end(hook, launcher, exits, output)
