@@ -16,8 +16,10 @@ import time
 from pathlib import Path
 
 import muster
+import muster.bus.lease
+import muster.bus.transports.lanes.transport
+import muster.fleet.places  # all of them here, so that no fork has to import anything
 from muster.errors import MusterError
-
 
 #: The file is counted in so often before the end that every kill has something to spoil.
 COUNTS_PER_KILL = 4
