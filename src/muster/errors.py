@@ -21,6 +21,7 @@
     │   └── LockLostError         LockTableFullError
     └── FleetError
         ├── FleetNotRunningError  FleetRunningError      SpawnFailedError    CoordinatorLostError
+        ├── CoordinatorRunningError
         └── AttemptLimitError     MemoryLimitError       WallLimitError      WorktreeError
                                                               (* = `retry_after_s` is set)
 
@@ -296,6 +297,12 @@ class FleetRunningError(FleetError):
     """A living spawner already holds this fleet's store; a second one was not started."""
 
     code = "fleet.running"
+
+
+class CoordinatorRunningError(FleetError):
+    """Another living process coordinates this fleet or team; a second one was not started."""
+
+    code = "fleet.coordinator_running"
 
 
 class SpawnFailedError(FleetError):

@@ -22,7 +22,7 @@ from muster.coordinator.shell import Shell
 from muster.core import limits
 from muster.core.orders import StopFleet
 from muster.core.protocol import FleetStatus, InputEnd, StatusAsk, Stop, Submit, TaskInput
-from muster.errors import IdentityBusyError, InboxFullError, StoreFullError
+from muster.errors import CoordinatorRunningError, InboxFullError, StoreFullError
 
 
 def keep(kept, value, answer):
@@ -267,13 +267,13 @@ async def test_an_input_that_fits_no_assignment_fails_and_holds_up_nobody(make):
     assert "bytes" in line["error"]["message"]
 
 
-async def test_a_second_coordinator_on_the_same_store_is_refused(make, monkeypatch):
+async def test_a_second_coordinator_on_the_same_store_is_refused_and_told_who_holds_it(make, monkeypatch):
     world = make(agents=1, run=False)
     world.start()
     await world.until(lambda: "w" in world.agents)
     monkeypatch.setattr(main_module, "IDENTITY_WAIT_S", 0.05)
     mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with mine, pytest.raises(IdentityBusyError):
+    with mine, pytest.raises(CoordinatorRunningError, match=rf"by process {os.getpid()} since 20\d\d-"):
         fd = theirs.detach()
         try:
             await main_module._coordinate(world.store, fd)

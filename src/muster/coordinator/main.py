@@ -25,9 +25,9 @@ from muster.coordinator.team import TeamCoordinator
 from muster.coordinator.upstream import TeamNotes
 from muster.core import limits
 from muster.core.names import COORDINATOR
-from muster.errors import MusterError
+from muster.errors import CoordinatorRunningError, IdentityBusyError, MusterError
 from muster.security.keys import Keyring, load_master
-from muster.supervise.platform import allow_descriptors
+from muster.supervise.platform import allow_descriptors, since
 
 _run: Callable[[Coroutine[Any, Any, int]], int] = asyncio.run
 with contextlib.suppress(ImportError):
@@ -61,7 +61,10 @@ def main(store: Path, control_fd: int, name: str = COORDINATOR) -> int:
 async def _coordinate(store: Path, control_fd: int, name: str = COORDINATOR) -> int:
     spec = read_spec(store)
     keyring = Keyring.from_master(load_master(store), name)
-    bus = await Bus.open(store, name, keyring, wait_s=IDENTITY_WAIT_S)
+    try:
+        bus = await Bus.open(store, name, keyring, wait_s=IDENTITY_WAIT_S)
+    except IdentityBusyError as error:
+        raise _second(spec.name, name, error) from None
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(bus.close)
         is_root = name == COORDINATOR
@@ -74,6 +77,15 @@ async def _coordinate(store: Path, control_fd: int, name: str = COORDINATOR) -> 
         shell.control = ControlSocket(control_fd, shell.wake.set)
         stack.callback(shell.control.close)
         return await (Root if is_root else TeamCoordinator)(store, spec, shell, records).run()
+
+
+def _second(fleet: str, name: str, error: IdentityBusyError) -> CoordinatorRunningError:
+    what = f"the fleet {fleet!r}" if name == COORDINATOR else f"{name} of the fleet {fleet!r}"
+    pid = error.facts.get("pid")
+    holder = since(pid if isinstance(pid, int) else None)
+    return CoordinatorRunningError(
+        f"{what} is coordinated by {holder}; a second coordinator was not started", fleet=fleet, agent=name, pid=pid
+    )
 
 
 __all__ = ["main"]

@@ -17,7 +17,7 @@ from muster.errors import CommandNotFoundError, ConfigError
 from muster.fleet.coding import Coding, Worktree, check_worktree, coding_of, worktree_of
 from muster.fleet.division import check_teams, teams_spec
 from muster.fleet.inputs import Inputs
-from muster.supervise.platform import start_time_of
+from muster.supervise.platform import started_unix_s
 
 #: More agents than this on one machine are a slip of the keyboard.
 JOBS_MAX = 10_000
@@ -248,8 +248,5 @@ def wait_began_unix_s() -> float:
     A command line's process is young when it gets here; a program that runs muster from within may be hours old.
     """
     now = time.time()
-    ticks = start_time_of(os.getpid())
-    if ticks is None or not hasattr(time, "CLOCK_BOOTTIME"):
-        return now
-    age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
-    return now - age_s if 0 <= age_s <= PROCESS_YOUNG_S else now
+    started_s = started_unix_s(os.getpid())
+    return started_s if started_s is not None and 0 <= now - started_s <= PROCESS_YOUNG_S else now

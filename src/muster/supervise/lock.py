@@ -41,7 +41,7 @@ def _owner(fd: int) -> int | None:
 def running_error(store: Path, pid: int | None) -> FleetRunningError:
     """The refusal of a second spawner."""
     return FleetRunningError(
-        f"fleet {store.name!r} is already running: its spawner is process {pid or 'unknown'}", pid=pid, store=str(store)
+        f"fleet {store.name!r} is already running: its spawner is {platform.since(pid)}", pid=pid, store=str(store)
     )
 
 

@@ -139,6 +139,22 @@ def start_time_of(pid: int) -> int | None:
     return None if stat is None else stat.start_time
 
 
+def started_unix_s(pid: int) -> float | None:
+    """When `pid` started, on the wall clock as it is now, or None when there is no such process, or it cannot be told."""
+    ticks = start_time_of(pid)
+    if ticks is None or not hasattr(time, "CLOCK_BOOTTIME"):
+        return None
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks / os.sysconf("SC_CLK_TCK")
+
+
+def since(pid: int | None) -> str:
+    """A process and how long there has been one, for a sentence: "process 17 since 2026-01-31 09:30:00"."""
+    started_s = None if pid is None else started_unix_s(pid)
+    if started_s is None:
+        return f"process {pid or 'unknown'}"
+    return f"process {pid} since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(started_s))}"
+
+
 @cache
 def has_children_files() -> bool:
     """Whether the kernel lists children directly (CONFIG_PROC_CHILDREN; gVisor and some small kernels do not)."""
