@@ -77,7 +77,8 @@ def _adopt_plan(state: State, plan: Plan, out: list[Effect]) -> None:
     state.busy = {kind: deque() for kind in state.kinds}
     state.live_workers = state.ready = state.held = 0
     for task, why in lay_routes(state):
-        give_up(state, task, why, out)
+        if task.number in state.tasks:  # else it came after one of the others, and died with that
+            give_up(state, task, why, out)
     teams.carry_over(state, old_agents)
 
 
