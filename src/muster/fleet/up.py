@@ -31,6 +31,7 @@ from muster.fleet import config, leftovers, logs, places
 from muster.fleet.entries import entries
 from muster.fleet.handlers import check_handler
 from muster.fleet.run import note_signals
+from muster.supervise import platform
 from muster.supervise.client import SpawnerClient
 from muster.supervise.spawner import start_spawner
 
@@ -171,7 +172,9 @@ def _open_or_make(root: Path, name: str) -> Path:
         places.check_private(store)
         pid = places.spawner_pid(store)
         if pid is not None:
-            raise FleetRunningError(f"the fleet {name!r} is already up (process {pid})", fleet=name, pid=pid) from None
+            raise FleetRunningError(
+                f"the fleet {name!r} is already up ({platform.since(pid)})", fleet=name, pid=pid
+            ) from None
         if (places.load_spec(store) or {}).get("run") is not None:
             raise FleetRunningError(
                 f"a crashed run is called {name!r}; `muster doctor --fix` removes it", fleet=name
@@ -188,19 +191,19 @@ def wait_ready(fleet: Started, ready_s: float = READY_S) -> list[str]:
     Raises:
         SpawnFailedError: The fleet ended while it was starting.
     """
-    missing = hosted(fleet.spec)
+    missing = hosted(fleet.spec)[::-1]
     deadline = time.monotonic() + ready_s
     while missing and not fleet.signals and time.monotonic() < deadline:
-        began = time.monotonic()
-        missing = [agent for agent in missing if not _is_ready(fleet.store, agent)]
-        # Looking at ten thousand pages must not take the processor from those who are to write them.
-        pause_s = max(LOOK_S, 10 * (time.monotonic() - began))
-        if missing and select.select([fleet.spawner.fileno()], [], [], pause_s)[0]:
+        # They become ready about in the order in which they are started, so one that is not is enough to know: looking at thousands of
+        # pages again and again would take the processor from those who are to write them.
+        while missing and _is_ready(fleet.store, missing[-1]):
+            missing.pop()
+        if missing and select.select([fleet.spawner.fileno()], [], [], LOOK_S)[0]:
             raise SpawnFailedError(
                 f"the fleet {fleet.name!r} ended while it was starting; see `muster logs --fleet {fleet.name}`",
                 fleet=fleet.name,
             )
-    return missing
+    return [agent for agent in reversed(missing) if not _is_ready(fleet.store, agent)]
 
 
 def hosted(spec: FleetSpec) -> list[str]:
