@@ -206,6 +206,75 @@ def test_a_rolling_restart_of_ten_agents_under_load_loses_nothing_and_repeats_no
         down(world)
 
 
+def test_a_rolling_restart_goes_on_although_the_coordinator_is_killed_in_the_middle(world: World) -> None:
+    up(world, HARBOUR.replace("{count}", "6"))
+    try:
+        load = Load(world)
+        load.send(120)
+        before = {row["agent"]: row["pid"] for row in status(world)["agents"]}
+        restarting = world.start("restart", "--json")
+        eventually(lambda: len(events(world, "worker.recycling")) >= 2, PATIENCE_S, "it has begun")
+        os.kill(world.pid_of("coordinator"), signal.SIGKILL)
+        done = world.finish(restarting)
+        assert done.returncode == 0, done.stderr
+        after = {row["agent"]: row["pid"] for row in status(world)["agents"]}
+        assert all(after[name] != pid for name, pid in before.items())
+        load.assert_each_ran_once()
+    finally:
+        down(world)
+
+
+def test_workers_are_replaced_after_their_tasks_and_at_their_age_without_losing_any(world: World) -> None:
+    up(world, HARBOUR.replace("{count}", "3") + 'max_tasks = 5\nmax_age = "4s"\n')
+    try:
+        load = Load(world)
+        load.send(60)
+        load.assert_each_ran_once()
+        reasons = [note["reason"] for note in events(world, "worker.recycling")]
+        assert reasons.count("max_tasks") >= 6, (
+            "sixty tasks by three workers, at most five and a few in hand for each life"
+        )
+        eventually(
+            lambda: "max_age" in [note["reason"] for note in events(world, "worker.recycling")],
+            PATIENCE_S,
+            "one gets old",
+        )
+        told = status(world)
+        assert told["supervision"]["recycled"] >= 6
+        assert (told["counters"]["worker_deaths"], told["counters"]["restarts"]) == (0, 0)
+    finally:
+        down(world)
+
+
+HOARDERS = """
+[fleet]
+name = "harbour"
+profile = "development"
+metrics_interval = "1s"
+
+[agents.hoarder]
+handler = "hoarders:work"
+max_rss = "80MB"
+"""
+
+
+def test_a_worker_that_hoards_memory_is_replaced_and_its_successor_is_small_again(world: World) -> None:
+    (world.work / "hoarders.py").write_text(
+        "import time\nhoard = []\ndef work(megabytes):\n    hoard.append(b'x' * (int(megabytes) << 20))\n    time.sleep(2)\n"
+    )
+    up(world, HOARDERS)
+    try:
+        asked = world.muster("ask", "coordinator", "100", "--type", "task", "--json")
+        assert json.loads(asked.stdout)["body"]["outcome"] == "done"
+        eventually(lambda: agent(world, "hoarder")["incarnation"] == 2, PATIENCE_S, "it is replaced")
+        eventually(lambda: agent(world, "hoarder")["state"] == "ready", PATIENCE_S, "and ready again")
+        (note,) = events(world, "worker.recycling")
+        assert note["reason"].startswith("max_rss: ")
+        assert agent(world, "hoarder")["restarts"] == 0
+    finally:
+        down(world)
+
+
 def test_a_fleet_grows_and_shrinks_under_load(world: World) -> None:
     up(world, HARBOUR.replace("{count}", "4"))
     try:
