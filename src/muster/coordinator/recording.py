@@ -17,7 +17,7 @@ from muster.core.names import is_coordinator
 from muster.errors import ResultsFileError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Container, Iterable
 
     from muster.bus.bus import Bus
     from muster.bus.delivery import Delivery
@@ -108,11 +108,18 @@ class Recording:
         self._replayed = {record.number: record for record in records}
         self.outputs.expect_again(self._replayed)
 
-    def compare(self, base_bytes: int) -> None:
-        """Find out which records of the replay are not in the results file. Raises ResultsFileError."""
+    def compare(self, base_bytes: int, open_tasks: Container[int]) -> None:
+        """Find out which records of the replay are not in the results file. Raises ResultsFileError.
+
+        A task has a line for each of its ends: one more than its retries, unless it is open again.
+        """
         if self.results is not None and self.results.is_regular:
             lines, retries = Counter(self.results.numbers_behind(base_bytes)), self.retries
-            self._missing = {number for number in self._replayed if lines[number] <= retries.get(number, 0)}
+            self._missing = {
+                number
+                for number in self._replayed
+                if lines[number] < retries.get(number, 0) + (number not in open_tasks)
+            }
 
     def go_on(self) -> None:
         dead = [r for r in self._replayed.values() if not r.has_result and r.number in self._missing]

@@ -82,7 +82,7 @@ class Root(Coordinator):
         self.recording.results = ResultsFile(self.spec.run.results)
         state = self.shell.machine.state
         if state.life:
-            self.recording.compare(state.results_base_bytes)
+            self.recording.compare(state.results_base_bytes, state.tasks)
 
     async def begin(self, listing: WorkerList) -> None:
         results = self.recording.results
