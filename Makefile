@@ -69,6 +69,9 @@ dense: $(READY)  ## AGENTS agents (10000) in eight workers: each answers the coo
 simulate: $(READY)  ## fleets under faults on virtual time, SEEDS of them (1000); SEED=7 TRACE=1 tells the story of one
 	@$(PY) -m muster.testing.simulator $(if $(SEED),--seed $(SEED) $(if $(TRACE),--trace),--seeds $(SEEDS) --first $(FIRST))
 
+fleet: $(READY)  ## large fleets of real processes, killed at will; figures at the end (FLEET=short for some minutes)
+	@FLEET=$(or $(FLEET),long) $(PY) -m pytest -s tests/fleet
+
 check: $(READY)  ## lint, format, types, documentation, structure
 	@echo "check: ruff"
 	@$(PY) -m ruff check .
