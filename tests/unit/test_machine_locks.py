@@ -173,7 +173,7 @@ def test_a_jump_of_the_clock_over_a_restart_ends_no_lease() -> None:
     fleet.lock("w-2", "y", "n", wait_s=5.0)
     later = fleet.machine.state.now_s + 3600
     fleet.apply(ev.Recovered(later, [(f"w-{n}", 1, 100 + n, 1) for n in (1, 2, 3)], [], 1))
-    fleet.apply(ev.TimePassed(later + 4.9))
+    fleet.wait(4.9)
     assert fleet.held() == ["x"]
     assert len(fleet.machine.state.locks) == 2, "who waits has the whole time again"
     fleet.wait(0.2)

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from muster.bus.bus import Bus
 from muster.bus.delivery import Delivery
 from muster.bus.store import add_agent, open_store
+from muster.core import limits
 from muster.core.message import EXTRA_REPLY_TO
 from muster.core.names import agent_id
 from muster.errors import BodyEncodingError, UsageError
@@ -31,6 +32,8 @@ from muster.security.keys import Keyring, load_master
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from muster.bus.lease import Locked
 
 Handler = TypeVar("Handler", bound="Callable[[Any], Any]")
 
@@ -83,6 +86,10 @@ class Agent:
         if self._bus is None:
             raise UsageError(f"{self.id} is not running")
         return self._bus
+
+    def lock(self, *names: str, timeout_s: float | None = None, ttl_s: float = limits.LOCK_TTL_S) -> Locked:
+        """A lease on names and file globs, for async handlers: `async with agent.lock("src/api/**") as lease:`. See `Bus.lock`."""
+        return self.bus.lock(*names, timeout_s=timeout_s, ttl_s=ttl_s)
 
     def run(self) -> None:
         """Join and work until SIGTERM, SIGINT or `stop`; what is being handled is finished, nothing more is taken.
