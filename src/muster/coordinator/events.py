@@ -27,17 +27,24 @@ from muster.coordinator.effects import (
     SpawnWorker,
     WatchHolder,
 )
+from muster.coordinator.fact import Fact
+from muster.coordinator.locks.said import HoldersGone, LockAsked, LockReleased, LockRenewed
 from muster.core import limits
 from muster.core.protocol import TaskInput
 from muster.core.spec import ChildSpec
 
-#: Effects stand in a module of their own, and are read beside the facts that they follow from.
+#: Effects stand in a module of their own, and are read beside the facts that they follow from. So do the facts about locks.
 __all__ = [
     "Effect",
+    "Fact",
     "Finish",
     "FleetResized",
     "Handlers",
+    "HoldersGone",
     "KillWorker",
+    "LockAsked",
+    "LockReleased",
+    "LockRenewed",
     "Noted",
     "Post",
     "Record",
@@ -49,12 +56,6 @@ __all__ = [
 Outcome = Literal["done", "failed", "timeout", "cancelled", "killed", "died", "limited"]
 
 # --------------------------------------------------------------------------- facts
-
-
-class Fact(msgspec.Struct, array_like=True, frozen=True):
-    """Something that happened. `at_s`: seconds on the coordinator's clock, which never runs backwards within a log."""
-
-    at_s: float
 
 
 class WorkerPlan(msgspec.Struct, array_like=True, frozen=True):
@@ -279,44 +280,6 @@ class DrainOrdered(Fact, frozen=True, tag=37, gc=False):
 
     now: bool
     deadline_s: float
-
-
-class LockAsked(Fact, frozen=True, tag=45):
-    """An agent wants a lock, or asks again for one. `ask_id`: the ask to be answered when it is decided; "" if none is.
-
-    The process (`pid`, `start_time`) in `namespace` is its holder; with its death the lock is free.
-    """
-
-    agent: str
-    lock_id: str
-    names: list[str]
-    ttl_s: float
-    wait_s: float | None
-    ask_id: str = ""
-    within: list[str] = []
-    pid: int = 0
-    start_time: int = 0
-    namespace: int = 0
-
-
-class LockRenewed(Fact, frozen=True, tag=46, gc=False):
-    """A holder said that it holds on."""
-
-    agent: str
-    lock_id: str
-
-
-class LockReleased(Fact, frozen=True, tag=47, gc=False):
-    """A holder let go, or whoever waited waits no longer."""
-
-    agent: str
-    lock_id: str
-
-
-class HoldersGone(Fact, frozen=True, tag=48):
-    """Processes that held locks, or waited for some, have ended: (pid, start time)."""
-
-    processes: list[tuple[int, int]]
 
 
 class WorkerOutgrown(Fact, frozen=True, tag=25, gc=False):
