@@ -141,7 +141,7 @@ class AgentReady(Fact, frozen=True, tag=6):
     agent: str
     incarnation: int
     slots: int
-    holding: list[tuple[int, int]] = []
+    holding: list[tuple[int, int]] = msgspec.field(default_factory=list)
     nonce: int | None = None
     is_out: bool = False
 

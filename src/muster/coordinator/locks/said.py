@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from muster.coordinator.fact import Fact
 
 
@@ -17,7 +19,7 @@ class LockAsked(Fact, frozen=True, tag=45):
     ttl_s: float
     wait_s: float | None
     ask_id: str = ""
-    within: list[str] = []
+    within: list[str] = msgspec.field(default_factory=list)
     pid: int = 0
     start_time: int = 0
     namespace: int = 0
