@@ -129,7 +129,7 @@ def test_git_variables_of_the_caller_do_not_lead_it_astray(repository, tmp_path,
 def test_what_cannot_be_made_is_one_sentence(tmp_path, repository, monkeypatch):
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(WorktreeError, match="not a git repository"):
+    with pytest.raises(WorktreeError, match="is not in a git repository"):
         worktree.repository_of(empty)
     git(empty, "init", "-q")
     with pytest.raises(WorktreeError, match="has no commit yet"):

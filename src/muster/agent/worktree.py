@@ -64,7 +64,12 @@ def repository_of(directory: Path) -> Path:
     Raises:
         WorktreeError: It is in none, the repository has no commit, or there is no git.
     """
-    top = Path(_git(directory, "rev-parse", "--show-toplevel"))
+    try:
+        top = Path(_git(directory, "rev-parse", "--show-toplevel"))
+    except WorktreeError as error:
+        if "not a git repository" not in error.message:
+            raise
+        raise WorktreeError(f"{directory} is not in a git repository", path=str(directory)) from None
     _head(top)
     return top
 
