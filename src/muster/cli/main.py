@@ -22,6 +22,7 @@ VERBS: dict[str, str] = {
     "ps": "List the processes of fleets.",
     "ls": "List the agents of a fleet and what waits for them.",
     "status": "Show how a fleet is: agents, tasks, health.",
+    "top": "Watch a fleet live: agents, tasks, throughput.",
     "logs": "Show what a fleet and its agents logged.",
     "watch": "Follow what happens in a fleet.",
     "send": "Put a message into an agent's inbox.",
