@@ -27,7 +27,7 @@ def check_private(path: str | Path, found: os.stat_result, *, directory: bool) -
         raise _refuse(path, f"has mode {stat.S_IMODE(found.st_mode):04o}, open to others")
 
 
-def make_private_dir(path: Path, *, exist_ok: bool = True) -> None:
+def make_private_dir(path: str | Path, *, exist_ok: bool = True) -> None:
     """Make one directory with mode 0700 (its parent must exist), or verify the one that is there.
 
     Raises:

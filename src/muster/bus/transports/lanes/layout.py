@@ -45,7 +45,7 @@ def add_agent(store: Path, agent: str) -> None:
         UnsafePermissionsError: One of them exists with a foreign owner or open mode.
     """
     agent_id(agent, allow_reserved=True)
-    base = store / "agents" / agent
+    base = agent_dir(store, agent)
     settings = read_settings(store)
     is_new = not os.path.lexists(base)
     if is_new and _count_folders(f"{store}/agents") >= settings.agents_max:
@@ -53,16 +53,16 @@ def add_agent(store: Path, agent: str) -> None:
         raise RosterFullError(
             f"the fleet {store.name} has {settings.agents_max:,} agents, as many as bus.agents_max allows", agent=agent
         )
-    for directory in (base, base / "outbox", base / "inbox", base / "inbox" / "dead"):
+    for directory in (base, f"{base}/outbox", f"{base}/inbox", f"{base}/inbox/dead"):
         make_private_dir(directory)
     for lock in ("inbox.lock", "outbox.lock"):
-        os.close(open_private(str(base / lock), os.O_RDWR | os.O_CREAT))
+        os.close(open_private(f"{base}/{lock}", os.O_RDWR | os.O_CREAT))
     _make_senders(store, agent, is_new=is_new)
     if is_new:
         make_spares(
             f"{base}/inbox", 0, limits.SPARE_CURSORS
         )  # so that it can be drained even if the store is full before it ever starts
-    bell = str(base / "bell")
+    bell = f"{base}/bell"
     # The bell is made last: an agent is on the roster once its bell exists.
     if not os.path.lexists(bell):
         try:
@@ -70,11 +70,11 @@ def add_agent(store: Path, agent: str) -> None:
         except FileExistsError:
             pass
         except OSError as error:
-            raise StoreError(f"no FIFO can be made in {base}: {error.strerror}", path=str(base)) from None
+            raise StoreError(f"no FIFO can be made in {base}: {error.strerror}", path=base) from None
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(base / "retired")  # the name is back
+            os.unlink(f"{base}/retired")  # the name is back
     if settings.durable:
-        for directory in (base / "outbox", base / "inbox", base, base.parent):
+        for directory in (f"{base}/outbox", f"{base}/inbox", base, f"{store}/agents"):
             sync_path(directory)
 
 
@@ -111,12 +111,12 @@ def _make_senders(store: Path, agent: str, *, is_new: bool) -> None:
     if os.path.lexists(f"{base}/senders"):
         return
     if is_new:
-        make_private_dir(Path(f"{base}/senders"))
+        make_private_dir(f"{base}/senders")
         return
-    temporary = Path(f"{base}/tmp-senders-{os.getpid()}")
+    temporary = f"{base}/tmp-senders-{os.getpid()}"
     make_private_dir(temporary)
     for sender, control in lanes_to(store, agent):
-        os.close(open_private(temporary / lane_name(sender, control=control), os.O_WRONLY | os.O_CREAT))
+        os.close(open_private(f"{temporary}/{lane_name(sender, control=control)}", os.O_WRONLY | os.O_CREAT))
     try:
         os.rename(temporary, f"{base}/senders")
     except OSError:  # somebody else of this identity was faster; theirs is as good
