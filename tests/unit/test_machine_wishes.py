@@ -127,7 +127,8 @@ def test_what_comes_after_a_task_that_did_not_succeed_is_dead_at_once_all_the_wa
         effects = ended(machine, 1, "cancelled")
     assert sorted(recorded(effects)) == [(1, how), (2, "dead"), (3, "dead"), (4, "dead")]
     kept = machine.state.kept
-    assert kept.get(2).evidence[-1] == f"it comes after task 1, which is {how}"
+    said = {"failed": "failed", "dead": "is dead", "cancelled": "was cancelled"}[how]
+    assert kept.get(2).evidence[-1] == f"it comes after task 1, which {said}"
     assert kept.get(3).evidence[-1] == "it comes after task 2, which is dead"
     assert set(machine.state.tasks) == {5}
     assert machine.state.dependants == {}

@@ -129,6 +129,14 @@ class OwnerClient:
         """Readable when there may be news of a lock: call `lost`."""
         return self._socket.fileno()
 
+    def submit(self, input: Any, *, timeout_s: float | None = None, **wishes: Any) -> int:
+        """Give the fleet a task; its number, once the coordinator has it in its log. Wishes and errors as of `Bus.submit`."""
+        body = {"input": input, "timeout_s": timeout_s, **wishes}
+        done = self.ask("coordinator", body, type="task.request")["body"]
+        if not done["ok"]:
+            raise errors.error_of({**done["facts"], "code": done["code"], "message": done["message"]})
+        return int(done["facts"]["number"])
+
     def ls(self) -> list[str]:
         """Every agent of the fleet."""
         agents: list[str] = self.request("ls")["agents"]

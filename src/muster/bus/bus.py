@@ -12,7 +12,7 @@ from muster.bus import groups
 from muster.bus.delivery import Delivery, Receipt
 from muster.bus.envelope import outgoing, put_caused
 from muster.bus.group_commit import GroupCommit
-from muster.bus.locking import Locking
+from muster.bus.services import Services
 from muster.bus.upkeep import Upkeep
 from muster.bus.waiting import LOOK_AGAIN_S, Waiters, set_done, wait_for_room
 from muster.core import limits
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _TURN = 64
 
 
-class Bus(Locking):
+class Bus(Services):
     """An identity's side of the bus. Make one with `muster.join` or `Bus.open`; use it in the loop that opened it."""
 
     def __init__(self, transport: Transport, *, store: Path | None = None) -> None:

@@ -39,6 +39,7 @@ class Parsed:
         self.words = words
         self.values = values
         self.flags = flags
+        self.wishes: dict[str, object] = {}
 
 
 def parse(words: list[str]) -> Parsed | None:

@@ -56,7 +56,13 @@ def _send(parsed: Parsed) -> int:
         envelope["priority"] = "control"
     if "wait" in parsed.values:
         envelope["wait_s"] = _duration(parsed.values["wait"], "--wait")
-    receipt = send(_who(parsed), parsed.words[0], _body(parsed), **envelope)
+    body = _body(parsed)
+    if parsed.wishes:
+        from muster.fleet.task_requests import request
+
+        body = request(parsed.words[0], envelope["type"], body, parsed.wishes)
+        envelope["type"] = "task.request"
+    receipt = send(_who(parsed), parsed.words[0], body, **envelope)
     if "json" in parsed.flags:
         print_json(receipt)
     return 0

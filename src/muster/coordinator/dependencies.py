@@ -9,7 +9,7 @@ from __future__ import annotations
 from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING
 
-from muster.coordinator.tasks import CODE, DONE, OPEN, STATE_OF_CODE, Task
+from muster.coordinator.tasks import CANCELLED, CODE, DEAD, DONE, FAILED, OPEN, STATE_OF_CODE, Task
 from muster.core import limits
 from muster.errors import DependencyError
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from muster.coordinator.state import State
     from muster.core.protocol import TaskInput
+
+
+_HOW = {FAILED: "failed", DEAD: "is dead", CANCELLED: "was cancelled"}
 
 
 def in_order(tasks: list[TaskInput], is_known: Callable[[int], bool]) -> list[TaskInput]:
@@ -59,7 +62,7 @@ def hopeless(state: State, task: Task) -> str:
 
 def evidence(number: int, how: str) -> str:
     """What a task dies of when one that it comes after ends so."""
-    return f"it comes after task {number}, which is {how}"
+    return f"it comes after task {number}, which {_HOW.get(how, 'does not exist')}"
 
 
 def await_others(state: State, task: Task) -> bool:

@@ -32,6 +32,7 @@ from muster.errors import (
     StoreFullError,
 )
 from muster.fleet.display import Display
+from muster.fleet.inputs import Item
 from muster.fleet.output import Batch, OutputWriter
 from muster.security.keys import Keyring, load_master
 from muster.supervise.client import SpawnerClient
@@ -50,9 +51,11 @@ BROKEN_PIPE_STATUS = 128 + signal.SIGPIPE
 class Plan:
     """What to submit: `first` was checked against a results file, `rest` follows it. `numbered` inputs are already behind us."""
 
-    rest: Iterator[list[str]]
-    first: list[tuple[int, str]] = field(default_factory=list)
+    rest: Iterator[list[Item]]
+    first: list[tuple[int, Item]] = field(default_factory=list)
     numbered: int = 0
+    #: Tasks that an earlier run has recorded as done: nothing waits for them.
+    done: set[int] = field(default_factory=set)
     #: Signals that came while the fleet was being started.
     signals: list[int] = field(default_factory=list)
 
@@ -140,9 +143,9 @@ class RunClient:
 
     async def _read_ahead(self) -> Any:
         """Batches of inputs, read in a thread: a source that is slow or blocked holds up nothing else."""
-        batches: asyncio.Queue[list[str] | MusterError | None] = asyncio.Queue(maxsize=2)
+        batches: asyncio.Queue[list[Item] | MusterError | None] = asyncio.Queue(maxsize=2)
 
-        def put(item: list[str] | MusterError | None) -> None:
+        def put(item: list[Item] | MusterError | None) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody wants inputs any more
                 asyncio.run_coroutine_threadsafe(batches.put(item), self._loop).result()
 
@@ -161,8 +164,8 @@ class RunClient:
                 raise item
             yield item
 
-    async def _submit(self, bus: Bus, numbered: list[tuple[int, str]]) -> None:
-        for part in _parts(numbered):
+    async def _submit(self, bus: Bus, numbered: list[tuple[int, Item]]) -> None:
+        for part in _parts(numbered, self._plan.done):
             while self._progress is not None and self._open_tasks() > limits.OPEN_TASKS_MAX:
                 self._room.clear()
                 await self._room.wait()
@@ -339,16 +342,21 @@ class RunClient:
         return Outcome(int(status or 0), ended, error, said, self._failures)
 
 
-def _parts(numbered: list[tuple[int, str]]) -> Iterator[list[TaskInput]]:
+def _parts(numbered: list[tuple[int, Item]], done: set[int]) -> Iterator[list[TaskInput]]:
     """Tasks in lists that fit into one message each."""
     part: list[TaskInput] = []
     size = 0
-    for number, text in numbered:
-        weight = len(text) * 4 + 32 if not text.isascii() else len(text) + 32
+    for number, item in numbered:
+        if isinstance(item, str):
+            task = TaskInput(number, item)
+            weight = len(item) * 4 + 32 if not item.isascii() else len(item) + 32
+        else:
+            task = msgspec.structs.replace(item, after=[other for other in item.after if other not in done])
+            weight = len(msgspec.msgpack.encode(task))
         if part and (len(part) >= limits.SUBMIT_BATCH or size + weight > SUBMIT_BYTES_MAX):
             yield part
             part, size = [], 0
-        part.append(TaskInput(number, text))
+        part.append(task)
         size += weight
     if part:
         yield part

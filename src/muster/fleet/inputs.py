@@ -12,9 +12,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 from muster.core import limits
+from muster.core.protocol import TaskInput
 from muster.errors import BodyTooLargeError, ConfigError, InputFileError
+from muster.fleet.task_lines import parse
+
+#: An input: a text, or a task with wishes.
+Item: TypeAlias = str | TaskInput
 
 #: One read of a source; a pipe holds this much.
 READ_BYTES = 64 << 10
@@ -30,8 +36,10 @@ class Inputs:
     words: tuple[str, ...] | None = None
     files: tuple[str, ...] = ()
     null: bool = False
+    #: Lines are tasks with wishes of their own (see `task_lines`).
+    are_tasks: bool = False
 
-    def batches(self) -> Iterator[list[str]]:
+    def batches(self) -> Iterator[list[Item]]:
         """Inputs in order, in lists of 1 to `SUBMIT_BATCH`; a list holds what one read gave, so a slow source is not held back.
 
         Raises:
@@ -42,20 +50,40 @@ class Inputs:
             for at in range(0, len(self.words), limits.SUBMIT_BATCH):
                 yield [_checked(word, "argument") for word in self.words[at : at + limits.SUBMIT_BATCH]]
             return
+        if self.are_tasks:
+            number = 0
+            for file in self.files:
+                for batch in _lines(file, b"\n"):
+                    yield [
+                        parse(line, number + at, f"{_name(file)}: line {place}")
+                        for at, (line, place) in enumerate(batch, 1)
+                    ]
+                    number += len(batch)
+            return
         for file in self.files:
-            yield from _lines(file, b"\0" if self.null else b"\n")
+            for batch in _lines(file, b"\0" if self.null else b"\n"):
+                yield [_text(line, file, place) for line, place in batch]
 
     def check(self) -> None:
-        """Open every file once, so that a missing one is reported before anything starts.
+        """Open every file once, so that a missing one is reported before anything starts; tasks in files are read once.
 
         Raises:
-            InputFileError: A file cannot be opened, or is a directory.
+            InputFileError: A file cannot be opened, is a directory, or holds what is no task.
+            BodyTooLargeError: A task does not fit into a message.
         """
+        can_be_read_twice = True
         for file in self.files:
-            if file != "-":
-                with _opened(file) as fd:
-                    if stat.S_ISDIR(os.fstat(fd).st_mode):
-                        raise InputFileError(f"cannot read inputs from {file!r:.200}: it is a directory", path=file)
+            if file == "-":
+                can_be_read_twice = False
+                continue
+            with _opened(file) as fd:
+                mode = os.fstat(fd).st_mode
+            if stat.S_ISDIR(mode):
+                raise InputFileError(f"cannot read inputs from {file!r:.200}: it is a directory", path=file)
+            can_be_read_twice = can_be_read_twice and stat.S_ISREG(mode)
+        if self.are_tasks and can_be_read_twice:
+            for _ in self.batches():
+                pass
 
 
 def split_words(words: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
@@ -75,12 +103,20 @@ def split_words(words: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...] 
     return tuple(words[:at]), inputs
 
 
-def choose(words: tuple[str, ...] | None, files: Sequence[str], *, null: bool) -> Inputs:
+def choose(
+    words: tuple[str, ...] | None, files: Sequence[str], *, null: bool = False, tasks: Sequence[str] = ()
+) -> Inputs:
     """The source that a command line means.
 
     Raises:
         ConfigError: There is none, or there are two kinds at once.
     """
+    if tasks:
+        if words is not None or files or null:
+            raise ConfigError("--tasks goes with neither ::: nor -a nor --null", key="tasks")
+        if list(tasks).count("-") > 1:
+            raise ConfigError("standard input (--tasks -) can be read only once", key="tasks")
+        return Inputs(files=tuple(tasks), are_tasks=True)
     if words is not None and files:
         raise ConfigError("inputs come either from ::: or from -a FILE, not from both", key="inputs")
     if words is not None:
@@ -111,8 +147,18 @@ def _opened(file: str) -> Iterator[int]:
         os.close(fd)
 
 
-def _lines(file: str, end: bytes) -> Iterator[list[str]]:
-    where = "standard input" if file == "-" else file
+def text_of(item: Item) -> Any:
+    """What a handler or command is given of an input."""
+    return item if isinstance(item, str) else item.input
+
+
+def _name(file: str) -> str:
+    return "standard input" if file == "-" else file
+
+
+def _lines(file: str, end: bytes) -> Iterator[list[tuple[bytes, int]]]:
+    """The lines of a file that hold something, with their numbers."""
+    where = _name(file)
     rest = b""
     number = 0
     with _opened(file) as fd:
@@ -122,13 +168,13 @@ def _lines(file: str, end: bytes) -> Iterator[list[str]]:
             except OSError as error:
                 raise InputFileError(f"cannot read inputs from {where}: {error.strerror}", path=file) from None
             *lines, rest = (rest + chunk).split(end) if chunk else (rest, b"")
-            texts = []
+            found = []
             for line in lines:
                 number += 1
                 if line:
-                    texts.append(_text(line, where, number))
-            for at in range(0, len(texts), limits.SUBMIT_BATCH):
-                yield texts[at : at + limits.SUBMIT_BATCH]
+                    found.append((line, number))
+            for at in range(0, len(found), limits.SUBMIT_BATCH):
+                yield found[at : at + limits.SUBMIT_BATCH]
             if not chunk:
                 return
             if len(rest) > INPUT_BYTES_MAX:
@@ -137,14 +183,14 @@ def _lines(file: str, end: bytes) -> Iterator[list[str]]:
                 )
 
 
-def _text(line: bytes, where: str, number: int) -> str:
+def _text(line: bytes, file: str, number: int) -> str:
     try:
         text = line.decode()
     except UnicodeDecodeError:
         raise InputFileError(
-            f"{where}: line {number} is not UTF-8 text: {line[:40]!r}", path=where, line=number
+            f"{_name(file)}: line {number} is not UTF-8 text: {line[:40]!r}", path=_name(file), line=number
         ) from None
-    return _checked(text, f"{where}: line {number}")
+    return _checked(text, f"{_name(file)}: line {number}")
 
 
 def _checked(text: str, where: str) -> str:

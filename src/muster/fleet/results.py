@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from muster.errors import ConfigError, FleetRunningError, ResultsFileError, RunMismatchError
+from muster.fleet.inputs import Item, text_of
 
 READ_BYTES = 1 << 20
 
@@ -163,7 +164,7 @@ def compare(recorded: Recorded, number: int, text: Any) -> None:
         )
 
 
-def resume_plan(recorded: Recorded, batches: Iterator[list[str]]) -> tuple[list[tuple[int, str]], int]:
+def resume_plan(recorded: Recorded, batches: Iterator[list[Item]]) -> tuple[list[tuple[int, Item]], int]:
     """Check the recorded inputs against the new ones before anything is started.
 
     Takes from `batches` only as many inputs as were recorded; the caller goes on with the rest of it.
@@ -174,7 +175,7 @@ def resume_plan(recorded: Recorded, batches: Iterator[list[str]]) -> tuple[list[
     Raises:
         RunMismatchError: An input differs, or there are fewer than recorded.
     """
-    todo: list[tuple[int, str]] = []
+    todo: list[tuple[int, Item]] = []
     taken = 0
     highest = recorded.highest
     while taken < highest:
@@ -184,9 +185,9 @@ def resume_plan(recorded: Recorded, batches: Iterator[list[str]]) -> tuple[list[
                 f"the results file belongs to other inputs: it has input {highest}, and now there are only {taken}",
                 number=highest,
             )
-        for text in batch:
+        for item in batch:
             taken += 1
-            compare(recorded, taken, text)
+            compare(recorded, taken, text_of(item))
             if taken not in recorded.done:
-                todo.append((taken, text))
+                todo.append((taken, item))
     return todo, taken

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from muster.core.spec import FleetSpec
     from muster.fleet.client import Outcome
     from muster.fleet.display import Display
+    from muster.fleet.inputs import Item
 
 #: Letters of generated names: no vowels (no words), nothing that looks like something else.
 _LETTERS = "bcdfghjkmnpqrstvwxz23456789"
@@ -42,9 +43,9 @@ class Prepared:
     options: RunOptions
     spec: FleetSpec
     store: Path
-    first: list[tuple[int, str]]
+    first: list[tuple[int, Item]]
     numbered: int
-    rest: Iterator[list[str]]
+    rest: Iterator[list[Item]]
     results: ResultsFile | None
     recorded: Recorded | None
     killed: list[int]
@@ -80,7 +81,7 @@ def prepare(options: RunOptions) -> Prepared:
     if options.handler is not None:
         check_handler(options.handler, options.cwd)
     batches = options.inputs.batches()
-    first: list[tuple[int, str]] = []
+    first: list[tuple[int, Item]] = []
     numbered, recorded, results = 0, None, None
     killed: list[int] = []
     try:
@@ -189,6 +190,8 @@ def follow(prepared: Prepared, spawner: SpawnerClient, display: Display) -> Outc
     writer = OutputWriter(display, as_json=options.as_json)
     writer.event({"event": "run.started", "fleet": prepared.name, "store": str(prepared.store), "agents": options.jobs})
     plan = Plan(rest=prepared.rest, first=prepared.first, numbered=prepared.numbered, signals=prepared.signals)
+    if prepared.recorded is not None:
+        plan.done = prepared.recorded.done
 
     async def live() -> Outcome:
         return await RunClient(prepared.store, spawner, plan, display, writer).run()

@@ -10,13 +10,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from muster.agent.attempt import input_text
 from muster.core import limits
 from muster.core.spec import AgentSpec, FleetSpec, HaltSpec, RetrySpec, RunSpec, TeamsSpec
 from muster.core.template import expand, expand_shell, has_placeholder
 from muster.errors import CommandNotFoundError, ConfigError
 from muster.fleet.coding import Coding, Worktree, check_worktree, coding_of, worktree_of
 from muster.fleet.division import check_teams, teams_spec
-from muster.fleet.inputs import Inputs
+from muster.fleet.inputs import Inputs, text_of
 from muster.supervise.platform import started_unix_s
 
 #: More agents than this on one machine are a slip of the keyboard.
@@ -161,8 +162,9 @@ class RunOptions:
         """What would be run, as (number, input, quoted command line), for `--dry-run`."""
         number = 0
         for batch in self.inputs.batches():
-            for text in batch:
+            for item in batch:
                 number += 1
+                text = input_text(text_of(item))
                 yield number, text, self._command_line(text, number)
 
     def _command_line(self, text: str, number: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import click
 
@@ -22,18 +23,7 @@ WAITING = ("queued", "delayed", "blocked")
 @click.option("--kind", default="", metavar="KIND", help="Of these, only tasks for agents of KIND.")
 @click.option("--reason", default="", metavar="TEXT", help="Kept as evidence with each of them.")
 @click.option("--wait", default="30s", show_default=True, metavar="DURATION", help="How long to wait for what runs.")
-def command(
-    numbers: tuple[str, ...],
-    as_json: bool,
-    store: str | None,
-    fleet: str | None,
-    everything: bool,
-    waiting: bool,
-    running: bool,
-    kind: str,
-    reason: str,
-    wait: str,
-) -> int:
+def command(numbers: tuple[str, ...], as_json: bool, store: str | None, fleet: str | None, **options: Any) -> int:
     """Cancel tasks by number, or all that wait, run, or both.
 
     What waits is cancelled at once, and so dies whatever comes after it. What runs is ended with its whole process tree; it is cancelled
@@ -44,12 +34,13 @@ def command(
     from muster.fleet import places, tasking
     from muster.fleet.durations import parse_duration
 
-    states = [*(WAITING if waiting or everything else ()), *(("assigned",) if running or everything else ())]
+    waits, runs = (options["everything"] or options[which] for which in ("waiting", "running"))
+    states = [*(WAITING if waits else ()), *(("assigned",) if runs else ())]
     chosen = tasking.parse_numbers(numbers)
     if bool(chosen) == bool(states):
         raise UsageError("name tasks by number, or say --waiting, --running or --all")
-    order = CancelTasks(numbers=chosen, states=states, kind=kind, reason=reason)
-    told = tasking.cancel(places.chosen(fleet, store), order, wait_s=parse_duration(wait, "--wait"))
+    order = CancelTasks(numbers=chosen, states=states, kind=options["kind"], reason=options["reason"])
+    told = tasking.cancel(places.chosen(fleet, store), order, wait_s=parse_duration(options["wait"], "--wait"))
     if as_json:
         print_json(told)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import click
 
@@ -21,17 +22,7 @@ STATES = ("failed", "dead", "cancelled")
 @click.option("--cancelled", is_flag=True, help="All that were cancelled.")
 @click.option("--all", "everything", is_flag=True, help="All of these.")
 @click.option("--kind", default="", metavar="KIND", help="Of these, only tasks for agents of KIND.")
-def command(
-    numbers: tuple[str, ...],
-    as_json: bool,
-    store: str | None,
-    fleet: str | None,
-    failed: bool,
-    dead: bool,
-    cancelled: bool,
-    everything: bool,
-    kind: str,
-) -> int:
+def command(numbers: tuple[str, ...], as_json: bool, store: str | None, fleet: str | None, **options: Any) -> int:
     """Queue tasks again by number, or all that ended so, with the attempts that they are allowed counted anew.
 
     The newest 10,000 tasks that ended without success are kept for this, with their inputs; `muster dead` lists them.
@@ -39,12 +30,11 @@ def command(
     from muster.core.requests import RetryTasks
     from muster.fleet import places, tasking
 
-    wanted = {"failed": failed, "dead": dead, "cancelled": cancelled}
-    states = [state for state in STATES if everything or wanted[state]]
+    states = [state for state in STATES if options["everything"] or options[state]]
     chosen = tasking.parse_numbers(numbers)
     if bool(chosen) == bool(states):
         raise UsageError("name tasks by number, or say --failed, --dead, --cancelled or --all")
-    told = tasking.retry(places.chosen(fleet, store), RetryTasks(numbers=chosen, states=states, kind=kind))
+    told = tasking.retry(places.chosen(fleet, store), RetryTasks(numbers=chosen, states=states, kind=options["kind"]))
     if as_json:
         print_json(told)
     else:

@@ -58,6 +58,12 @@ complete.
 )
 @click.option("-0", "--null", is_flag=True, help="Inputs end in NUL bytes instead of newlines.")
 @click.option(
+    "--tasks",
+    multiple=True,
+    metavar="FILE",
+    help='Read tasks from FILE, a JSON object per line: {"input": …} and, where wanted, priority, delay, after, timeout, retries, backoff.',
+)
+@click.option(
     "--handler", metavar="MODULE:FUNCTION", help="Call a Python function (sync or async) instead of a command."
 )
 @click.option("--shell", is_flag=True, help="Run CMD as a line of /bin/sh; inputs are quoted.")
@@ -147,7 +153,7 @@ def _options(given: dict[str, Any]) -> RunOptions:
     results, report = given["results"], given["report"]
     return RunOptions(
         command=words,
-        inputs=sources.choose(behind, given["files"], null=given["null"]),
+        inputs=sources.choose(behind, given["files"], null=given["null"], tasks=given["tasks"]),
         handler=given["handler"],
         shell=given["shell"],
         jobs=given["jobs"] if given["jobs"] is not None else default_jobs(),

@@ -1,0 +1,10 @@
+"""What a bus asks of the fleet's coordinator."""
+
+from __future__ import annotations
+
+from muster.bus.locking import Locking
+from muster.bus.submitting import Submitting
+
+
+class Services(Locking, Submitting):
+    """`lock` and `submit`."""
