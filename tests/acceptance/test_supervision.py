@@ -147,7 +147,7 @@ retries = 0
 
 [agents.crane]
 count = {count}
-command = ["sh", "-c", "echo {input} $MUSTER_ATTEMPT >> begun; sleep 0.1; echo {input} >> ended"]
+command = ["sh", "-c", "echo {input} $MUSTER_ATTEMPT >> begun; sleep 0.2; echo {input} >> ended"]
 """
 
 
@@ -183,12 +183,19 @@ def test_a_rolling_restart_of_ten_agents_under_load_loses_nothing_and_repeats_no
         before = {row["agent"]: row["pid"] for row in status(world)["agents"]}
         restarting = world.start("restart", "crane", "--json")
         seen: list[int] = []
+        open_tasks: list[int] = []
 
         def is_over() -> bool:
-            seen.append(sum(row["state"] in ("ready", "busy") for row in status(world)["agents"]))
-            return restarting.poll() is not None
+            told = status(world)
+            seen.append(sum(row["state"] in ("ready", "busy") for row in told["agents"]))
+            open_tasks.append(told["tasks"]["queued"] + told["tasks"]["running"])
+            if restarting.poll() is not None:
+                return True
+            load.send(60)
+            return False
 
         eventually(is_over, 2 * PATIENCE_S, "the rolling restart is over")
+        assert min(open_tasks) > 0, f"it was under load all the time: {open_tasks}"
         done = world.finish(restarting)
         assert done.returncode == 0, done.stderr
         told = json.loads(done.stdout)
