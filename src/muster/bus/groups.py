@@ -1,4 +1,4 @@
-"""Groups: "@all", "@workers", and "@KIND" of the fleet's spec."""
+"""Groups: "@all", "@workers", and of the fleet's spec "@KIND" and, in a hybrid fleet, "@team-1"."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from muster.bus.bus import Bus
     from muster.bus.delivery import Receipt
+    from muster.core.spec import FleetSpec, Team
 
 
 async def publish(bus: Bus, group: str, body: object, envelope: Mapping[str, Any]) -> list[Receipt]:
@@ -36,17 +37,25 @@ def members(group: str, everybody: list[str], store: Path | None, me: str) -> li
         raise UnknownAgentError(f"a group begins with '@', as in '@workers'; {group!r} does not", agent=group)
     name = group_name(group)
     everybody = [agent for agent in everybody if not agent.startswith(HOLDER)]
-    chosen: list[str] = []
+    spec, divided = _of_spec(store)
     if name == "all":
-        chosen = everybody
-    elif store is not None and (store / "spec.json").exists():
-        from muster.bus.store import read_spec
-
-        chosen = [
-            agent for kind in read_spec(store).agents if name in ("workers", kind.name) for agent in kind.agent_ids()
-        ]
-    elif name == "workers":
-        chosen = [agent for agent in everybody if agent not in (COORDINATOR, OPERATOR)]
+        chosen = [agent for agent in everybody if agent not in divided]
+    elif spec is not None:
+        chosen = [agent for kind in spec.agents if name in ("workers", kind.name) for agent in kind.agent_ids()]
+        if not chosen and name in divided:
+            chosen = divided[name].agents()
+    else:
+        chosen = [agent for agent in everybody if agent not in (COORDINATOR, OPERATOR)] if name == "workers" else []
     if not chosen:
         raise UnknownAgentError(f"there is no group {group!r} in this fleet", agent=group)
     return [agent for agent in chosen if agent != me]
+
+
+def _of_spec(store: Path | None) -> tuple[FleetSpec | None, dict[str, Team]]:
+    if store is None or not (store / "spec.json").exists():
+        return None, {}
+    from muster.bus.store import read_spec
+    from muster.core.spec import teams
+
+    spec = read_spec(store)
+    return spec, teams(spec)

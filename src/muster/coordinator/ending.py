@@ -56,7 +56,10 @@ def begin_drain(state: State, ending: Ending, out: list[Effect]) -> None:
         drain_agent(state, agent, out)
     teams.drain(state, state.ending.now, teams.drain_s(_left_s(state)), out)
     for worker in state.workers.values():
-        if worker.state == st.PAUSED:
+        if worker.state == st.PAUSED and worker.is_team:
+            heappush(state.timers, (state.now_s, "worker", worker.name))  # its agents must be heard: no more waiting
+            worker.restart_at_s = state.now_s
+        elif worker.state == st.PAUSED:
             worker.move("retired")
         elif (
             worker.state in (st.STARTING, st.ALIVE)
@@ -119,7 +122,7 @@ def check_end(state: State, out: list[Effect]) -> None:
             begin_drain(state, Ending("complete", deadline_s=state.now_s + plan.grace_s), out)
         elif state.kinds_out:
             _check_stuck(state, out)
-    if state.phase == st.DRAINING and state.live_workers <= 0 and not state.dissolving:
+    if state.phase == st.DRAINING and state.live_workers <= 0 and not teams.are_awaited(state):
         state.phase = st.ENDED
         out.append(finish(state))
 

@@ -175,8 +175,12 @@ def worker_exited(state: State, fact: WorkerExited, out: list[Effect]) -> None:
         out.append(
             Noted("worker.exited", {"worker": worker.name, "incarnation": worker.incarnation, "how": worker.last_exit})
         )
+    comes_back = teams.comes_back(state, worker)
     reclaim(state, worker, worker.last_exit if state.phase == st.RUNNING else None, out)
-    if state.phase != st.RUNNING:
+    if comes_back:
+        worker.restarts_s = [*worker.restarts_s, state.now_s]
+        spawn(state, worker, out)
+    elif state.phase != st.RUNNING:
         worker.move("retired")
     elif is_retiring(state, worker):
         forget_worker(state, worker)
@@ -270,7 +274,7 @@ def restart_due(state: State, name: str, out: list[Effect]) -> None:
         worker is not None
         and worker.state == st.PAUSED
         and worker.restart_at_s <= state.now_s
-        and state.phase == st.RUNNING
+        and (state.phase == st.RUNNING or (worker.is_team and state.phase == st.DRAINING))
     ):
         spawn(state, worker, out)
 

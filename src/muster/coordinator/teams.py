@@ -31,6 +31,22 @@ def lost(state: State, worker: Worker) -> None:
         set_agent_state(state, state.agents[name], st.ABSENT)
 
 
+def comes_back(state: State, worker: Worker) -> bool:
+    """Whether a team's coordinator that dies while the fleet ends is started once more, so that its agents can still be heard."""
+    return (
+        worker.is_team
+        and state.phase == st.DRAINING
+        and not state.ending.killed
+        and state.agents[worker.agents[0]].state != st.DRAINED
+        and len(worker.restarts_s) < worker.child.restarts_max
+    )
+
+
+def are_awaited(state: State) -> bool:
+    """Whether the end of the fleet waits for a team: one that is being dissolved, or will be started once more to be heard."""
+    return bool(state.dissolving) or any(w.is_team and w.state == st.PAUSED for w in state.workers.values())
+
+
 def heard(agent: Agent, worker: Worker, fact: AgentReady) -> None:
     """A team says how many of its agents' slots there are."""
     agent.slots = fact.slots
