@@ -11,7 +11,8 @@ import msgspec
 
 from muster.bus.envelope import outgoing
 from muster.core.names import COORDINATOR
-from muster.core.protocol import TYPE_OF, Done, LockAcquire, LockRelease, LockRenew
+from muster.core.protocol import TYPE_OF
+from muster.core.requests import Done, LockAcquire, LockRelease, LockRenew
 from muster.errors import InboxFullError
 from muster.testing.simulator.lanes import LaneTransport
 

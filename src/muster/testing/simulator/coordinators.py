@@ -106,7 +106,7 @@ class SimCoordinator:
         shell.clock = Clock(machine.state.now_s, world.timeline.wall_s, world.timeline.steady_s)
         shell.wake = cast("Any", _Wake(self.ask_turn))
         shell.control, shell.grants = cast("Any", self.link), cast("Any", SimGrants(name))
-        shell.on_message = dict.fromkeys(("metrics.snapshot", "health.changed", "team.noted"), _ignore)
+        shell.on_message = dict.fromkeys(("metrics.snapshot", "health.changed", "team.noted", "team.report"), _ignore)
         self.shell = shell
         transport.on_arrival = self.ask_turn
         self.link.send(ListWorkers())
@@ -114,11 +114,12 @@ class SimCoordinator:
     def _recording(self, shell: Shell) -> Recording:
         world = self.world
         recording = Recording(shell.bus, SimOutputs(shell.bus, world), shell.notes, shell.recording_failed)
+        recording.retries = shell.machine.state.retries
         recording.recover(self._records)
         if world.spec.run is not None:
             recording.results = cast("Any", SimResults(world.paper, self.process, world.watch.recorded))
             if shell.machine.state.life:
-                recording.compare(shell.machine.state.results_base_bytes)
+                recording.compare(shell.machine.state.results_base_bytes, shell.machine.state.tasks)
         return recording
 
     def _watch_decisions(self, shell: Shell) -> None:
@@ -179,8 +180,9 @@ class SimCoordinator:
         upstream = Upstream(shell.bus, shell.machine.state, listing.incarnation)
         upstream.recover(self._records)
         shell.recorder = upstream
-        shell.intake = TeamIntake(shell, upstream)
-        _run(adopt(shell, team_plan_of(world.spec, teams(world.spec)[self.name]), listing))
+        team = teams(world.spec)[self.name]
+        shell.intake = TeamIntake(shell, upstream, team.kind)
+        _run(adopt(shell, team_plan_of(world.spec, team), listing))
 
     def _arm(self, shell: Shell) -> None:
         if self._timer is not None:

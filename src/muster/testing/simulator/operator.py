@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from muster.bus.envelope import outgoing
 from muster.core.names import COORDINATOR, OPERATOR
-from muster.core.protocol import TYPE_OF, Done
+from muster.core.protocol import TYPE_OF
+from muster.core.requests import Done
 from muster.errors import InboxFullError
 from muster.testing.simulator.lanes import LaneTransport, id_of
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from muster.core.protocol import InputEnd, Restart, Scale, Submit, TaskInput
+from muster.core.protocol import InputEnd, Submit, TaskInput
+from muster.core.requests import CancelTasks, ForgetTasks, Pause, Restart, Resume, RetryTasks, Scale
 from muster.core.spec import AgentSpec, ChildSpec, FleetSpec, RetrySpec, RunSpec, TeamsSpec
 from muster.testing.simulator.faults import Faults, plan_faults
 
@@ -57,7 +58,7 @@ class Scenario:
             "failing": rng.choice([0.0, 0.1, 0.4]),
             "hopeless": frozenset(rng.sample(range(1, len(tasks)), rng.choice([0, 0, 2]))),
             "input_s": rng.choice([0.0, 1.0, 15.0]),
-            "asks": draw_asks(spec, rng),
+            "asks": draw_asks(spec, len(tasks), rng),
             "clients": rng.choice([0, 0, 3]),
             "stop": (rng.uniform(0.5, 15.0), rng.choice(["drain", "now"])) if rng.random() < 0.15 else None,
             "record_facts": rng.choice([1, 3, 1000]),
@@ -91,6 +92,11 @@ class Scenario:
     def _submit(world: World, tasks: list[TaskInput]) -> None:
         world.operator.send(Submit(tasks=tasks), lambda: world.accepted.update(dict.fromkeys(t.number for t in tasks)))
 
+    @staticmethod
+    def calm(world: World) -> None:
+        """Take back what would keep the fleet from its end for ever."""
+        world.operator.ask(Resume())
+
     def check_end(self, world: World) -> None:
         """What must hold when it is over. Raises Violated."""
         watch = world.watch
@@ -103,7 +109,7 @@ class Scenario:
             watch.fail("liveness", f"it ended otherwise than complete: {watch.finish}")
         if self.stop is None:
             for number in world.accepted:
-                if world.spec.run is not None and watch.lines[number] != 1 + world.reopened[number]:
+                if world.spec.run is not None and watch.lines[number] != 1 + watch.retries.get(number, 0):
                     watch.fail("nothing-lost", f"task {number} is recorded {watch.lines[number]} times")
 
 
@@ -165,17 +171,24 @@ def draw_tasks(spec: FleetSpec, rng: Random) -> list[TaskInput]:
     return tasks
 
 
-def draw_asks(spec: FleetSpec, rng: Random) -> list[tuple[float, msgspec.Struct]]:
+def draw_asks(spec: FleetSpec, tasks: int, rng: Random) -> list[tuple[float, msgspec.Struct]]:
     """What the operator wants of the running fleet."""
     asks: list[tuple[float, msgspec.Struct]] = []
-    if spec.teams is not None or rng.random() < 0.5:
+    if rng.random() < 0.5:
         return asks
-    for _ in range(rng.randint(1, 4)):
-        kind = rng.choice(spec.agents)
-        asks.append(
-            (
-                rng.uniform(0.1, 18.0),
-                rng.choice([Restart(), Restart(names=[kind.name]), Scale(counts={kind.name: rng.randint(1, 7)})]),
-            )
-        )
+    for _ in range(rng.randint(1, 8)):
+        kind = rng.choice(spec.agents).name
+        numbers = rng.sample(range(1, tasks + 1), min(tasks, 3))
+        wanted: list[msgspec.Struct] = [
+            CancelTasks(numbers=numbers[:1]),
+            CancelTasks(states=[rng.choice(["queued", "assigned", "delayed", "blocked"])], kind=kind, reason="changed my mind"),
+            RetryTasks(states=["failed", "dead", "cancelled"]),
+            RetryTasks(numbers=numbers),
+            ForgetTasks(states=["cancelled"]),
+            Pause(kinds=rng.choice([[], [kind]])),
+            Resume(),
+        ]
+        if spec.teams is None:
+            wanted += [Restart(), Restart(names=[kind]), Scale(counts={kind: rng.randint(1, 7)})]
+        asks.append((rng.uniform(0.1, 18.0), rng.choice(wanted)))
     return asks

@@ -73,6 +73,7 @@ class Watch:
         self._unsaid: dict[tuple[int, int], Execution] = {}
         self.decisions = 0
         self.finish: ev.Finish | None = None
+        self.retries: dict[int, int] = {}
 
     def fail(self, rule: str, text: str) -> None:
         """Raises Violated."""
@@ -168,10 +169,12 @@ class Watch:
         """A line of the results file was written."""
         self._world.tell("results", f"task {number}.{attempt} {outcome}")
         self.lines[number] += 1
-        if self.lines[number] > 1 + self._world.reopened[number]:
+        state = self._world.state_of(COORDINATOR)
+        retries = state.retries.get(number, 0) if state is not None else 0
+        if self.lines[number] > 1 + retries:
             self.fail("recorded-once", f"task {number} has {self.lines[number]} lines in the results file")
         real = self.outcomes.get((number, attempt))
-        if outcome not in {"dead", "cancelled"} and real != outcome:
+        if outcome not in {"dead", "cancelled", "died"} and real != outcome:
             self.fail("recorded-truly", f"task {number}.{attempt} is recorded as {outcome}; what happened is: {real}")
 
     # ------------------------------------------------------------------ the coordinator's books
@@ -307,6 +310,7 @@ class Watch:
         """The fleet ended itself: nothing that was accepted may be lost."""
         self._world.tell("coordinator", f"finishes: {finish}")
         self.finish = finish
+        self.retries = dict(state.retries)
         for number in self._world.accepted:
             if state.outcomes.get(number) == 0:
                 self.fail("nothing-lost", f"task {number} was accepted, and nobody knows it any more")

@@ -11,7 +11,7 @@ meet seeds in which they are alone.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, deque
+from collections import deque
 from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -99,9 +99,8 @@ class World:
         self.lanes.on_store = self.watch.stored
         for name in (COORDINATOR, *teams(scenario.spec), *roster(scenario.spec)):
             self.lanes.roster.setdefault(name)
-        #: Numbers whose submission was stored; how often each was opened again by the operator.
+        #: Numbers whose submission was stored.
         self.accepted: dict[int, None] = {}
-        self.reopened: Counter[int] = Counter()
         self.heard: list[tuple[str, str]] = []
         self._watched_holders: set[tuple[int, int]] = set()
         self.operator = SimOperator(self)
@@ -236,6 +235,7 @@ class World:
         self.tell("world", "faults are off")
         for process in self.living():
             process.go_on()
+        self.scenario.calm(self)
         until_s = self.timeline.now_s + seconds
         while not self.spawner.is_over:
             next_s = self.timeline.next_s
