@@ -34,9 +34,10 @@ FREED_S = 1.0
 
 
 @pytest.fixture
-def harbour(tmp_path: Path) -> Iterator[World]:
+def harbour(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[World]:
+    """A fleet that is up; its parameter, if it has one, is added to its file."""
     with a_world(tmp_path) as world:
-        (world.work / "fleet.toml").write_text(FLEET)
+        (world.work / "fleet.toml").write_text(FLEET + getattr(request, "param", ""))
         up = world.muster("up", "-d")
         assert up.returncode == 0, up.stderr
         yield world
@@ -160,6 +161,7 @@ def test_what_a_command_leaves_behind_ends_with_its_lock(harbour: World) -> None
     assert not is_alive(int(done.stdout))
 
 
+@pytest.mark.parametrize("harbour", ["", "[teams]\ncount = 2\n"], ids=["flat", "teams"], indirect=True)
 def test_commands_of_agents_lock_as_their_agents_and_share_no_lock(harbour: World) -> None:
     script = f"{MUSTER_WORDS} lock n --wait {{}} -- sh -c 'echo $MUSTER_LOCK_TOKEN > had.{{}}; exec sleep 600'"
     work_on(harbour, 1, script.format("1h", 1))
@@ -170,7 +172,7 @@ def test_commands_of_agents_lock_as_their_agents_and_share_no_lock(harbour: Worl
     assert sorted(row["agent"] for row in rows) == ["pilot-1", "pilot-2"]
     holder = rows[0]["agent"]
     status = json.loads(harbour.muster("status", "--json").stdout)
-    (pid,) = (agent["pid"] for agent in status["agents"] if agent["agent"] == holder)
+    (pid,) = {agent["pid"] for agent in status["agents"] if agent["agent"] == holder}
     os.kill(pid, signal.SIGKILL)
     eventually((harbour.work / "had.2").exists, PATIENCE_S, "with the first's worker its lock is gone")
     assert int((harbour.work / "had.2").read_text()) == 2

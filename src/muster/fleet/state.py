@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from muster.agent.status import read_status
+from muster.core.names import HOLDER
 from muster.core.protocol import FleetStatus, StatusAsk
 from muster.errors import MusterError
 from muster.fleet import places, processes
@@ -28,7 +29,7 @@ def status_of(fleet: places.Fleet, answer_s: float = ANSWER_S) -> dict[str, Any]
     table = processes.of_fleet(fleet)
     found["processes"] = table
     if fleet.spawner_pid is None:
-        return {**found, "state": "down", "verdict": "unknown", "agents": _from_pages(fleet)}
+        return {**found, "state": "down", "verdict": "unknown", "agents": agents_by_pages(fleet)}
     if table and table[0]["state"] == "silent":
         found["problems"].append(f"the spawner (process {fleet.spawner_pid}) does not answer")
     told, reason = _ask_coordinator(fleet, answer_s)
@@ -37,7 +38,7 @@ def status_of(fleet: places.Fleet, answer_s: float = ANSWER_S) -> dict[str, Any]
         found["problems"].append(
             f"the coordinator cannot be reached ({reason}); this is what status pages and the kernel say"
         )
-        return {**found, "state": "unreachable", "verdict": "unknown", "agents": _from_pages(fleet)}
+        return {**found, "state": "unreachable", "verdict": "unknown", "agents": agents_by_pages(fleet)}
     found.update(msgspec.to_builtins(told))
     found["problems"] += _contradictions(told, pids)
     return found
@@ -52,7 +53,8 @@ def _ask_coordinator(fleet: places.Fleet, answer_s: float) -> tuple[FleetStatus 
         return None, str(error.strerror)
 
 
-def _from_pages(fleet: places.Fleet) -> list[dict[str, Any]]:
+def agents_by_pages(fleet: places.Fleet) -> list[dict[str, Any]]:
+    """What the status pages say of every agent, checked against the process table."""
     agents = []
     for name in sorted(os.listdir(fleet.store / "agents")):
         page = read_status(fleet.store, name)
@@ -112,6 +114,8 @@ def roster_of(fleet: places.Fleet) -> list[dict[str, Any]]:
     rows = []
     now_ns = time.time_ns()
     for name, inbox in inbox_views(fleet.store).items():
+        if name.startswith(HOLDER):
+            continue
         page = read_status(fleet.store, name)
         lives = page is not None and _lives(page.pid, page.start_time)
         # A program of its own has no status page; the lock of its inbox says that it is there.

@@ -11,7 +11,7 @@ from muster.cli.main import common
 from muster.cli.output import columns, print_json, safe, say
 from muster.errors import UsageError
 
-HEAD = ("NAMES", "STATE", "HOLDER", "PID", "TOKEN", "SINCE", "LEFT", "WAITS FOR")
+HEAD = ("STATE", "HOLDER", "PID", "TOKEN", "SINCE", "LEFT", "WAITS FOR", "NAMES")
 
 
 class _BeforeCommand(click.Command):
@@ -93,7 +93,6 @@ def _list(found: dict[str, Any], *, as_json: bool) -> int:
         return 0
     rows = [
         (
-            " ".join(lock["names"]),
             lock["state"],
             lock["agent"],
             lock["pid"],
@@ -101,6 +100,7 @@ def _list(found: dict[str, Any], *, as_json: bool) -> int:
             format_duration(lock["since_s"]),
             None if lock["left_s"] is None else format_duration(lock["left_s"]),
             lock["waits_for"],
+            " ".join(lock["names"]),
         )
         for lock in found["locks"]
     ]
