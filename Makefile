@@ -25,7 +25,7 @@ export RUFF_CACHE_DIR := build/cache/ruff
 export MYPY_CACHE_DIR := build/cache/mypy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test crash storm fuzz power dense simulate check bench soak docs format lock clean
+.PHONY: help setup demo test crash storm fuzz power dense simulate fleet check bench soak docs format lock clean
 
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile

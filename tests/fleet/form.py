@@ -27,7 +27,7 @@ class Form(NamedTuple):
     commands: int
 
 
-BRIEF = Form("brief", ((50, 0),), 50, 3, 4, 3.0, 2_000, 200, 8, 0)
+BRIEF = Form("brief", ((50, 0),), 50, 3, 4, 3.0, 2_000, 200, 4, 0)
 SHORT = Form("short", ((50, 0), (358, 0)), 358, 6, 15, 10.0, 20_000, 5_000, 40, 2_000)
 LONG = Form("long", ((50, 0), (358, 0), (750, 0)), 358, 20, 60, 30.0, 100_000, 5_000, 100, 20_000)
 FORM = {"": BRIEF, "short": SHORT, "long": LONG}[os.environ.get("FLEET", "")]

@@ -86,6 +86,7 @@ def test_every_agent_becomes_ready_answers_and_ends(place: Place, agents: int, t
     standing = Standing(place, tables, patience_s=patience_s)
     pids = [worker["pid"] for worker in standing.ping()["workers"] if not worker["worker"].startswith("team-")]
     assert len(set(pids)) == agents
+    weight_mb = pss_mb(pids)
 
     _, answered = standing.speak(a_round(standing, agents, 2.0 + agents / 100))
     assert len(set(answered)) == agents, "somebody got two tasks while somebody else had none"
@@ -95,8 +96,7 @@ def test_every_agent_becomes_ready_answers_and_ends(place: Place, agents: int, t
     figures.note(f"{title}: exec to ready", standing.ready_s, "s", goal=READY_S.get(agents))
     figures.note("  a task for each of them, all answered: median", taken[len(taken) // 2], "s")
     figures.note("  worst of ten", taken[-1], "s")
-    weight_mb = pss_mb(pids)
     if weight_mb is not None:
-        figures.note("  PSS of a worker", weight_mb, "MB", goal=PSS_MB)
+        figures.note("  PSS of a worker that is ready", weight_mb, "MB", goal=PSS_MB)
     figures.note("  down, until nothing is left", standing.down(), "s", goal=limits.GRACE_S + 1)
     figures.note("  answers", (ROUNDS + 1) * agents, "", goal=(ROUNDS + 1) * agents, at_least=True)

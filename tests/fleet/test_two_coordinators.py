@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets
@@ -10,6 +11,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Self
 
 import pytest
 from tests.acceptance.place import PATIENCE_S, Place
@@ -74,6 +76,13 @@ class Racer:
         self.link.close()
         return said.decode()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if self.link.is_open:
+            self.end()
+
 
 def a_store(place: Place, name: str) -> Path:
     place.root.mkdir(mode=0o700, exist_ok=True)
@@ -90,29 +99,35 @@ def wait_until_decided(pair: tuple[Racer, Racer], number: int) -> None:
     eventually(lambda: all([racer.look() for racer in pair]), 2 * PATIENCE_S, f"race {number} is decided")  # noqa: C419 -- both
 
 
+def race(place: Place, numbers: range, stack: contextlib.ExitStack) -> None:
+    """Some races at a time, each on a store of its own."""
+    pairs = []
+    for number in numbers:
+        store = a_store(place, f"race-{number}")
+        pairs.append((stack.enter_context(Racer(store)), stack.enter_context(Racer(store))))
+    for pair in pairs:
+        for racer in pair:
+            racer.wait_ready()
+    for number, pair in enumerate(pairs):
+        for racer in pair if number % 2 else reversed(pair):
+            racer.go()
+    for number, pair in zip(numbers, pairs, strict=True):
+        wait_until_decided(pair, number)
+        alive = [racer for racer in pair if racer.process.poll() is None]
+        said = {racer: racer.end() for racer in pair}
+        assert len(alive) == 1, f"race {number}: {len(alive)} coordinators live: {[*said.values()]}"
+        (winner,) = alive
+        (loser,) = (racer for racer in pair if racer is not winner)
+        assert winner.asked, f"race {number}: the living one does not work"
+        assert not loser.asked, f"race {number}: the refused one has begun to work"
+        assert loser.process.returncode == 1
+        assert re.search(rf"coordinated by process {winner.process.pid} since \d{{4}}-", said[loser]), said[loser]
+
+
 def test_of_two_coordinators_on_one_store_one_lives_and_the_other_names_it(place: Place) -> None:
     for first in range(0, FORM.races, AT_ONCE):
-        pairs = []
-        for number in range(first, min(first + AT_ONCE, FORM.races)):
-            store = a_store(place, f"race-{number}")
-            pairs.append((Racer(store), Racer(store)))
-        for pair in pairs:
-            for racer in pair:
-                racer.wait_ready()
-        for number, pair in enumerate(pairs):
-            for racer in pair if number % 2 else reversed(pair):
-                racer.go()
-        for number, pair in enumerate(pairs, first):
-            wait_until_decided(pair, number)
-            alive = [racer for racer in pair if racer.process.poll() is None]
-            said = {racer: racer.end() for racer in pair}
-            assert len(alive) == 1, f"race {number}: {len(alive)} coordinators live: {[*said.values()]}"
-            (winner,) = alive
-            (loser,) = (racer for racer in pair if racer is not winner)
-            assert winner.asked, f"race {number}: the living one does not work"
-            assert not loser.asked, f"race {number}: the refused one has begun to work"
-            assert loser.process.returncode == 1
-            assert re.search(rf"coordinated by process {winner.process.pid} since \d{{4}}-", said[loser]), said[loser]
+        with contextlib.ExitStack() as stack:
+            race(place, range(first, min(first + AT_ONCE, FORM.races)), stack)
     figures.note(
         f"two coordinators started at once, {FORM.races} times: exactly one lived",
         FORM.races,
