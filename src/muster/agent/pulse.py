@@ -48,7 +48,8 @@ class Pulse:
         self._fleet = fleet
         self._runners = runners
         self._remains = remains
-        self._interval_s = limits.HEARTBEAT_BUSY_S
+        # Nothing has begun yet: hundreds of workers that start at once have better things to do than a second look at themselves.
+        self._interval_s = limits.HEARTBEAT_IDLE_S
         self._timer: asyncio.TimerHandle | None = None
         self._due_s = 0.0
         #: The depth of an inbox is read from files of its senders: not with every beat.
@@ -57,7 +58,7 @@ class Pulse:
         self._counted: dict[str, tuple[int, ...]] = {runner.setting.agent: (0,) * len(_COUNTED) for runner in runners}
         self._verdicts: dict[str, str] = {runner.setting.agent: "healthy" for runner in runners}
         self._pss_bytes = 0
-        # Not at the start: 50 workers that start at once have better things to do.
+        # Not with the first beat, which is part of the start.
         self._memory_due_s = loop.time() + limits.HEARTBEAT_BUSY_S
         #: A bad verdict is told only when two beats in a row differ from the known one: a single late beat is no news.
         self._doubted: set[str] = set()
