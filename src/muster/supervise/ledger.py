@@ -53,13 +53,13 @@ class Ledger:
     _heirs: dict[str, str] = field(default_factory=dict)
 
     def allows(self, owner: str, worker: str, incarnation: int) -> bool:
-        """Whether `owner` may start this incarnation: a new one, of a worker that is its own or that is left to whoever
-        wants it.
+        """Whether `owner` may start this incarnation: a new one, of a worker of which nothing lives, and that is its own
+        or left to whoever wants it.
         """
         last, home = self._last.get(worker, (0, owner))
-        if incarnation <= last:
+        if incarnation <= last or self._has_living(worker):
             return False
-        return home == owner or (home in self._heirs and not self._has_living(worker))
+        return home == owner or home in self._heirs
 
     def _has_living(self, worker: str) -> bool:
         dying = (grave.exit.worker for grave in self._graves)
