@@ -22,7 +22,7 @@ import muster.fleet.places  # all of them here, so that no fork has to import an
 from muster.errors import MusterError
 
 #: The file is counted in so often before the end that every kill has something to spoil.
-COUNTS_PER_KILL = 4
+COUNTS_PER_KILL = 2
 
 
 def increment(file: Path, name: str, token: int) -> bool:
