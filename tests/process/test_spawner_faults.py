@@ -128,7 +128,7 @@ def test_without_a_free_descriptor_a_tree_is_still_listed_and_killed_before_it_i
     for round_ in range(3):
         into = tmp_path / f"child-{round_}"
         worker = coordinator.spawn("w", incarnation=round_ + 1, do="wait_with_child", into=str(into))
-        child = int(eventually(lambda into=into: into.exists() and into.read_text(), 10.0) or 0)
+        child = _number_in(into)
         started = platform.start_time_of(child) or 0
         with no_descriptor_free(client.pid):
             os.kill(worker.pid, signal.SIGKILL)
@@ -148,16 +148,22 @@ def test_without_even_a_spare_descriptor_nothing_is_proven_until_there_is_one(
     coordinator = fleet.coordinator()
     into = tmp_path / "child"
     worker = coordinator.spawn("w", do="wait_with_child", into=str(into))
-    child = int(eventually(lambda: into.exists() and into.read_text(), 10.0) or 0)
+    child = _number_in(into)
     with no_descriptor_free(client.pid):
         os.kill(worker.pid, signal.SIGKILL)
         eventually(lambda: tree.is_gone(worker.pid, worker.start_time), 10.0)
         assert not _is_readable(coordinator.control, within_s=0.5)
-        assert os.kill(child, 0) is None, "it lives: nobody could kill it"
+        assert not tree.is_gone(child, platform.start_time_of(child) or 0), "it lives: nobody could kill it"
     assert coordinator.exited("w").survivors == []
     assert tree.is_gone(child, platform.start_time_of(child) or 0)
     coordinator.finish()
     assert client.wait(10) == 0
+
+
+def _number_in(file: Path) -> int:
+    """What a toy has written down, once it has."""
+    eventually(file.exists, 10.0)
+    return int(file.read_text())
 
 
 def _is_readable(control: socket.socket, within_s: float) -> bool:
