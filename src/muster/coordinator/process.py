@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from muster.core.spec import FleetSpec
     from muster.health.check import Judgement
 
-#: Wait for the spawner's list of workers.
-LIST_WAIT_S = 10.0
+#: Wait for the spawner's list of workers. A dead spawner is seen by the end of its socket; one that forks hundreds of workers for others on
+#: a busy machine is only late.
+LIST_WAIT_S = 60.0
 #: Exit status of a coordinator that ends because its spawner is gone, or because it could not begin: who started it decides what follows.
 LOST_STATUS = 1
 
