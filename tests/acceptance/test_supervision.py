@@ -199,7 +199,7 @@ def test_a_rolling_restart_of_ten_agents_under_load_loses_nothing_and_repeats_no
         done = world.finish(restarting)
         assert done.returncode == 0, done.stderr
         told = json.loads(done.stdout)
-        assert (told["is_done"], told["total"], told["quarantined"]) == (True, 10, [])
+        assert (told["is_done"], len(told["workers"]), told["quarantined"]) == (True, 10, [])
         after = {row["agent"]: row for row in status(world)["agents"]}
         assert all(after[name]["pid"] not in (None, pid) for name, pid in before.items()), (
             "every worker is another process"
@@ -226,6 +226,25 @@ def test_a_rolling_restart_goes_on_although_the_coordinator_is_killed_in_the_mid
         assert done.returncode == 0, done.stderr
         after = {row["agent"]: row["pid"] for row in status(world)["agents"]}
         assert all(after[name] != pid for name, pid in before.items())
+        load.assert_each_ran_once()
+    finally:
+        down(world)
+
+
+def test_a_fleet_of_teams_is_restarted_by_its_teams(world: World) -> None:
+    up(world, HARBOUR.replace("{count}", "4") + "\n[teams]\nagents_per_team = 2\n")
+    try:
+        load = Load(world)
+        load.send(60)
+        told = json.loads(world.muster("restart", "--json").stdout)
+        assert (sorted(told["workers"]), told["is_done"]) == ([f"crane-{n}" for n in range(1, 5)], True)
+        assert {row["incarnation"] for row in status(world)["agents"]} == {2}
+        assert world.muster("restart", "crane-3").returncode == 0
+        rows = {row["agent"]: row["incarnation"] for row in status(world)["agents"]}
+        assert rows == {"crane-1": 2, "crane-2": 2, "crane-3": 3, "crane-4": 2}
+        assert status(world)["supervision"]["recycled"] == 5
+        refused = world.muster("scale", "crane=5")
+        assert (refused.returncode, "fixed size" in refused.stderr) == (2, True)
         load.assert_each_ran_once()
     finally:
         down(world)

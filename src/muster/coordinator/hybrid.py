@@ -11,6 +11,7 @@ import msgspec
 from muster.agent.status import read_status
 from muster.coordinator import state as st
 from muster.coordinator import teams
+from muster.coordinator.supervising import merged
 from muster.core import spec as specs
 from muster.core.protocol import TYPE_OF, AgentStatus, FleetStatus, StatusAsk, TeamReport, TeamStatus
 from muster.errors import BusError, MusterError
@@ -101,6 +102,9 @@ class Hybrid:
             verdict=judge_team(Judgement(cast("Verdict", verdict)) for verdict in verdicts).verdict,
             counters=counters,
             agents=agents if any(agents) else own.agents,
+            supervision=merged(
+                [own.supervision, *(status.supervision for status in told.values() if status is not None)]
+            ),
             teams=rows,
         )
 

@@ -12,10 +12,20 @@ from collections import Counter
 
 from muster.coordinator import state as st
 from muster.coordinator.ending import NO_DEADLINE_S, SIGTERM, tell_to_drain
-from muster.coordinator.events import Effect, Handlers, HookEnded, KillWorker, Noted, RestartRequested, WorkerOutgrown
+from muster.coordinator.events import (
+    Effect,
+    Handlers,
+    HookEnded,
+    KillWorker,
+    Noted,
+    Post,
+    RestartRequested,
+    WorkerOutgrown,
+)
 from muster.coordinator.lifecycle import reckon_kinds_out, spawn
 from muster.coordinator.lives import HookRun, Wish
 from muster.coordinator.state import Agent, State, Worker
+from muster.core.protocol import Restart
 
 #: One of so many workers of a kind may be away at a time.
 SHARE = 10
@@ -131,10 +141,15 @@ def _outgrown(state: State, fact: WorkerOutgrown, _out: list[Effect]) -> None:
         wish(state, worker, f"max_rss: {fact.rss_bytes} bytes")
 
 
-def _restart_requested(state: State, fact: RestartRequested, _out: list[Effect]) -> None:
+def _restart_requested(state: State, fact: RestartRequested, out: list[Effect]) -> None:
     for name in fact.workers:
         worker = state.workers.get(name)
-        if worker is not None:
+        if worker is None:
+            continue
+        if worker.is_team:
+            is_whole = name in fact.names or _kind(state, worker) in fact.names
+            out.append(Post(name, Restart(names=[] if is_whole else fact.names, grace_s=fact.grace_s)))
+        else:
             wish(state, worker, ASKED, fact.grace_s)
 
 

@@ -18,7 +18,7 @@ from muster.coordinator.lifecycle import admit, spawn
 from muster.coordinator.lives import Wish
 from muster.coordinator.retiring import forget_agent, forget_worker, is_retiring
 from muster.coordinator.state import Agent, State
-from muster.coordinator.supervising import check_running, unknown
+from muster.coordinator.supervising import check_running, has_teams, unknown
 from muster.core import limits
 from muster.core.protocol import Done, Scale
 from muster.errors import UsageError
@@ -62,6 +62,8 @@ def _last_worker(state: State) -> int:
 
 def _scale(state: State, body: Scale, ask: Ask) -> Answer:
     check_running(state)
+    if has_teams(state):
+        raise UsageError("a fleet of teams has a fixed size")
     if not body.counts:
         raise UsageError("which kind, and how many of it? as in reviewer=20")
     for kind, count in body.counts.items():

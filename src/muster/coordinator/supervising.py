@@ -23,11 +23,14 @@ LISTED_MAX = 2000
 
 
 def check_running(state: State) -> None:
-    """Raises FleetNotRunningError while the fleet is coming to its end, UsageError for a fleet of teams."""
+    """Raises FleetNotRunningError while the fleet is coming to its end."""
     if state.phase != st.RUNNING:
         raise FleetNotRunningError("the fleet is coming to its end; nothing was changed")
-    if state.plan.upstream or any(worker.is_team for worker in state.workers.values()):
-        raise UsageError("the workers of a fleet of teams are started anew with `muster down` and `muster up`")
+
+
+def has_teams(state: State) -> bool:
+    """Whether this is the root of a fleet of teams."""
+    return any(worker.is_team for worker in state.workers.values())
 
 
 def unknown(name: str, known: Iterable[str]) -> UnknownAgentError:
@@ -58,12 +61,13 @@ def _restart(state: State, body: Restart, ask: Ask) -> Answer:
     check_running(state)
     if body.grace_s is not None and body.grace_s < 0:
         raise UsageError(f"a grace cannot be {body.grace_s:g} s")
-    workers = named(state, body.names)
+    # A team knows its own agents: a root passes names on as they are.
+    workers = named(state, [] if has_teams(state) else body.names)
 
     def reply(_after: State) -> msgspec.Struct:
         return Done(ok=True, facts={"workers": workers[:LISTED_MAX], "total": len(workers)})
 
-    return Answer([RestartRequested(ask.now_s, workers, body.grace_s)], reply)
+    return Answer([RestartRequested(ask.now_s, workers, body.grace_s, body.names)], reply)
 
 
 RULES: Rules = {Restart: Rule(_restart)}
@@ -90,3 +94,15 @@ def supervision_of(state: State, now_s: float) -> dict[str, Any]:
         },
     }
     return {name: value for name, value in told.items() if value}
+
+
+def merged(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """What several coordinators tell of their workers, as one: lists one behind the other, counts added up."""
+    whole: dict[str, Any] = {}
+    for part in parts:
+        for name, value in part.items():
+            before = whole.get(name)
+            whole[name] = (
+                value if before is None else {**before, **value} if isinstance(value, dict) else before + value
+            )
+    return whole

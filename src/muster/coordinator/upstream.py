@@ -17,6 +17,7 @@ from muster.coordinator import events as ev
 from muster.coordinator.asks import Asks
 from muster.coordinator.intake import Intake
 from muster.coordinator.outputs import forget_files
+from muster.coordinator.supervising import named
 from muster.core.names import COORDINATOR
 from muster.core.protocol import (
     TYPE_OF,
@@ -27,6 +28,7 @@ from muster.core.protocol import (
     Pong,
     Ready,
     Refused,
+    Restart,
     Result,
     RollCall,
     TaskInput,
@@ -173,6 +175,7 @@ class TeamIntake(Intake):
             "agent.drain": self._drain,
             "team.adopt": self._adopt,
             "agent.roll_call": self._roll_call,
+            "fleet.restart": self._restart,
             "agent.ping": self._ping,
         }
         self._makers = {**agents, **{name: self._from_root(make) for name, make in orders.items()}}
@@ -213,6 +216,15 @@ class TeamIntake(Intake):
         adopt: TeamAdopt = delivery.decode(TeamAdopt)
         entry = ev.WorkerPlan(adopt.worker, adopt.agents, self._kind.restart, self._kind.child)
         self._fact(ev.WorkersAdopted(self._shell.clock.now_s(), [(entry, adopt.incarnation)]), delivery)
+
+    def _restart(self, delivery: Delivery) -> None:
+        order: Restart = delivery.decode(Restart)
+        state = self._shell.machine.state
+        mine = [name for name in order.names if name in (*state.kinds, *state.agents, *state.workers)]
+        if mine or not order.names:  # else it concerns other teams
+            workers = named(state, mine)
+            self.facts.append(ev.RestartRequested(self._shell.clock.now_s(), workers, order.grace_s))
+        self.acks.append(delivery)
 
     def _roll_call(self, delivery: Delivery) -> None:
         self._upstream.nonce = delivery.decode(RollCall).nonce

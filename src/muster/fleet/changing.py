@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from muster.bus.store import add_agent, read_spec
+from muster.coordinator.supervising import unknown
 from muster.core import limits
 from muster.core.protocol import FleetStatus, Restart, Scale, StatusAsk
+from muster.core.spec import teams, workers
 from muster.errors import AskTimeoutError, BusError, FleetNotRunningError
 from muster.fleet import asking
 
@@ -28,22 +30,48 @@ def restart(
 ) -> dict[str, Any]:
     """Have workers replaced and wait for it; `show` gets (replaced, of how many).
 
-    Returns what was ordered (`workers`, `total`), whether all of it has happened (`is_done`), and who did not live (`quarantined`).
+    Returns the `workers` that were meant, whether all of them are replaced (`is_done`), and those that did not live (`quarantined`).
 
     Raises:
         FleetNotRunningError, UnknownAgentError, UsageError, AskTimeoutError: As `asking.order` says; nothing was changed.
     """
-    facts = asking.order(fleet, Restart(names=names, grace_s=grace_s))
-    workers = list(facts["workers"])
+    known = _known_names(fleet)
+    for name in names:
+        if name not in known:
+            raise unknown(name, known)
+    before = _incarnations(asking.ask(fleet, StatusAsk(), FleetStatus, wait_s), names, known)
+    asking.order(fleet, Restart(names=names, grace_s=grace_s))
     quarantined: list[str] = []
     for status in _looks(fleet, wait_s):
         told = status.supervision
-        pending = {*told.get("away", ()), *told.get("to_recycle", ())} & set(workers)
-        quarantined = [name for name in told.get("quarantined", ()) if name in workers and name not in pending]
-        show(len(workers) - len(pending), len(workers))
-        if not pending:
-            return {**facts, "is_done": not quarantined, "quarantined": quarantined}
-    return {**facts, "is_done": False, "quarantined": quarantined}
+        pending = {*told.get("away", ()), *told.get("to_recycle", ())} & before.keys()
+        quarantined = [name for name in told.get("quarantined", ()) if name in before and name not in pending]
+        show(len(before) - len(pending), len(before))
+        if pending:
+            continue
+        # Nobody waits and nobody is away: all have been replaced, or the order has not come to a team yet.
+        now = _incarnations(asking.ask(fleet, StatusAsk(), FleetStatus, ANSWER_S), names, known)
+        if quarantined or all(now.get(name, incarnation) > incarnation for name, incarnation in before.items()):
+            return {"workers": list(before), "is_done": not quarantined, "quarantined": quarantined}
+    return {"workers": list(before), "is_done": False, "quarantined": quarantined}
+
+
+def _known_names(fleet: Fleet) -> dict[str, str]:
+    """Kinds, agents, workers and teams of a fleet, as `spec.json` has them -> the kind."""
+    spec = read_spec(fleet.store)
+    known = {agent: kind.name for kind in spec.agents for agent in (kind.name, *kind.agent_ids())}
+    known |= {worker: "" for worker in workers(spec) if worker not in known}
+    return known | {name: team.kind.name for name, team in teams(spec).items()}
+
+
+def _incarnations(told: FleetStatus, names: list[str], known: dict[str, str]) -> dict[str, int]:
+    """Worker -> its incarnation now, of the workers that `names` mean."""
+    return {
+        row.worker: row.incarnation
+        for row in told.agents
+        if (names or row.state != "stopped")
+        and (not names or not {row.agent, row.worker, row.team, known.get(row.agent, row.agent)}.isdisjoint(names))
+    }
 
 
 def scale(fleet: Fleet, counts: dict[str, int], *, wait_s: float) -> dict[str, Any]:

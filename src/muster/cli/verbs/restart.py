@@ -48,7 +48,8 @@ def command(
     if as_json:
         print_json({"fleet": found.name, "took_s": round(took_s, 3), **told})
     else:
-        count = f"{told['total']} worker{'' if told['total'] == 1 else 's'}"
+        total = len(told["workers"])
+        count = f"{total} worker{'' if total == 1 else 's'}"
         if told["is_done"]:
             sys.stdout.write(f"{count} of {found.name} restarted ({format_duration(took_s)})\n")
         elif told["quarantined"]:
