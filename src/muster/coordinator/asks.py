@@ -17,7 +17,7 @@ import msgspec
 from muster.core.message import EXTRA_REPLY_TO
 from muster.core.names import OBSERVER, OPERATOR
 from muster.core.protocol import TYPE_OF, Done
-from muster.errors import BusError, ForbiddenError, MusterError
+from muster.errors import ForbiddenError, MusterError
 
 if TYPE_CHECKING:
     from muster.bus.delivery import Delivery
@@ -101,6 +101,6 @@ class Asks:
         for delivery, reply in taken:
             body = reply(state)
             if body is not None and EXTRA_REPLY_TO in delivery.message.extras:
-                with contextlib.suppress(BusError):
+                with contextlib.suppress(MusterError):
                     delivery.reply(body, type=TYPE_OF[type(body)])
             delivery.ack()

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 #: Numbers that an answer lists, and tasks that one listing holds; both must fit into a message.
 LISTED_MAX = 5000
 LISTING_MAX = 1000
-#: Bytes of inputs in one listing.
-_INPUT_BYTES_MAX = limits.BODY_BYTES_MAX // 2
+#: Bytes of a listing, of which one task may take more.
+_LISTING_BYTES_MAX = limits.BODY_BYTES_MAX // 2
 _STATES = frozenset({state for state, _ in TRANSITIONS} | set(TRANSITIONS.values()))
 
 
@@ -110,7 +110,7 @@ def listing(state: State, body: ListTasks, now_s: float) -> TaskListing:
     meant = [*_chosen(body, state.kept), *_chosen(body, state.tasks.values())]
     meant.sort(key=lambda task: task.number)
     told: list[TaskFacts] = []
-    room = _INPUT_BYTES_MAX
+    room = _LISTING_BYTES_MAX
     for task in meant:
         if task.number <= body.above:
             continue
@@ -118,10 +118,10 @@ def listing(state: State, body: ListTasks, now_s: float) -> TaskListing:
             break
         facts = facts_of(task, now_s)
         if body.with_input:
-            room -= len(msgspec.msgpack.encode(task.input))
-            if room < 0 and told:
-                break
             facts = msgspec.structs.replace(facts, input=task.input)
+        room -= len(msgspec.msgpack.encode(facts))
+        if room < 0 and told:
+            break
         told.append(facts)
     return TaskListing(tasks=told, total=len(meant))
 

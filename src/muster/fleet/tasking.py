@@ -60,7 +60,7 @@ def listed(
     Raises:
         UnknownTaskError: A number that no task has.
     """
-    tell = _asked(fleet) if fleet.spawner_pid is not None else _read(fleet)
+    tell = _asked(fleet) if fleet.spawner_pid is not None else read(fleet)
     above = 0
     while True:
         body = ListTasks(
@@ -77,7 +77,8 @@ def _asked(fleet: Fleet) -> Callable[[ListTasks], TaskListing]:
     return lambda body: asking.ask(fleet, body, TaskListing, ANSWER_S)
 
 
-def _read(fleet: Fleet) -> Callable[[ListTasks], TaskListing]:
+def read(fleet: Fleet) -> Callable[[ListTasks], TaskListing]:
+    """Tells what a coordinator knew that is not there."""
     from muster.coordinator.log import read_state
     from muster.coordinator.ordering import listing
     from muster.coordinator.state import State

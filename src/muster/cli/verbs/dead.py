@@ -1,4 +1,4 @@
-"""`muster dead`: list, show, redrive and drop dead letters."""
+"""`muster dead`: list, show, redrive and drop dead letters, messages and tasks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ SHOWN_CHARS_MAX = 4000
 
 @click.group("dead", short_help="List, show, redrive and drop dead letters.")
 def command() -> None:
-    """Dead letters: messages that were given up, kept with the reason. None of them is lost until you drop it."""
+    """Dead letters: messages and tasks that were given up, kept with the reason.
+
+    No message is lost until you drop it; of tasks the newest 10,000 are kept. A task's id is its number.
+    """
 
 
 def _filters(function: F) -> F:
@@ -42,7 +45,7 @@ def _filters(function: F) -> F:
 
 
 def _chosen(options: dict[str, Any]) -> tuple[Any, Any]:
-    """(store, filters) from a command's options."""
+    """(fleet, filters) from a command's options."""
     from muster.fleet import letters, places
     from muster.fleet.durations import parse_duration
 
@@ -54,17 +57,19 @@ def _chosen(options: dict[str, Any]) -> tuple[Any, Any]:
         options["reason_contains"],
         None if older is None else parse_duration(older, "--older-than"),
     )
-    return places.chosen(options["fleet"], options["store"]).store, filters
+    return places.chosen(options["fleet"], options["store"]), filters
 
 
 @command.command("list", short_help="List dead letters, oldest first.")
 @common()
 @_filters
 def list_(as_json: bool, **options: Any) -> int:
-    """List the dead letters of all inboxes, oldest first."""
-    from muster.fleet import letters
+    """List the dead letters of all inboxes, oldest first, then the tasks that were given up, by number."""
+    from muster.fleet import dead_tasks, letters
 
-    found = [one.facts for one in letters.find(*_chosen(options))]
+    fleet, filters = _chosen(options)
+    found = [one.facts for one in letters.find(fleet.store, filters)]
+    found += [one.facts for one in dead_tasks.find(fleet, filters)]
     if as_json:
         print_json(found)
     elif not found:
@@ -101,14 +106,16 @@ def _row(facts: dict[str, Any]) -> tuple[object, ...]:
 @_filters
 @click.argument("id_", metavar="ID")
 def show(id_: str, as_json: bool, **options: Any) -> int:
-    """Show everything about the dead letter ID (the beginning of one is enough).
+    """Show everything about the dead letter ID (the beginning of one is enough), or the task of that number.
 
     Its body is shown as data: control characters are never sent to the terminal.
     """
-    from muster.fleet import letters
+    from muster.fleet import dead_tasks, letters
 
-    store, filters = _chosen(options)
-    shown = [letters.show(one) for one in letters.chosen(store, filters, [id_], everything=False)]
+    fleet, filters = _chosen(options)
+    numbers, ids = dead_tasks.split([id_])
+    shown = [dead_tasks.show(fleet, number) for number in numbers]
+    shown += [letters.show(one) for one in (letters.chosen(fleet.store, filters, ids, everything=False) if ids else ())]
     for facts in shown:
         if as_json:
             print_json(facts)
@@ -149,12 +156,13 @@ def _body(body: object) -> str:
 def redrive(ids: tuple[str, ...], as_json: bool, everything: bool, **options: Any) -> int:
     """Put dead letters back into the inboxes they died in, as the messages they were: same sender, type, id and body.
 
-    Their recipients find them whether they run now or later; the count of attempts begins anew. Exit status 1 if some were refused.
+    Their recipients find them whether they run now or later; the count of attempts begins anew. Exit status 1 if some were refused. Tasks
+    are queued again, as `muster retry` does it; for that the fleet has to run.
     """
-    from muster.fleet import letters
+    from muster.fleet import dead_tasks, letters
 
-    store, filters = _chosen(options)
-    results = letters.put_back(store, letters.chosen(store, filters, ids, everything=everything))
+    fleet, tasks, found = _meant(ids, options, everything=everything)
+    results = dead_tasks.redrive(fleet, tasks) + letters.put_back(fleet.store, found)
     _tell(results, "redriven", as_json=as_json)
     return 0 if all(result["outcome"] == "redriven" for result in results) else 1
 
@@ -167,14 +175,30 @@ def redrive(ids: tuple[str, ...], as_json: bool, everything: bool, **options: An
 @click.option("--yes", is_flag=True, help="Really remove all of them.")
 def drop(ids: tuple[str, ...], as_json: bool, everything: bool, yes: bool, **options: Any) -> int:
     """Remove dead letters for good. There is no way back."""
-    from muster.fleet import letters
+    from muster.fleet import dead_tasks, letters
 
-    store, filters = _chosen(options)
-    found = letters.chosen(store, filters, ids, everything=everything)
+    fleet, tasks, found = _meant(ids, options, everything=everything)
     if everything and not yes:
-        raise UsageError(f"this would remove {len(found):,} dead letters for good; say --yes if that is meant")
-    _tell(letters.drop(found), "dropped", as_json=as_json)
+        count = len(found) + len(tasks)
+        raise UsageError(f"this would remove {count:,} dead letters for good; say --yes if that is meant")
+    _tell(dead_tasks.drop(fleet, tasks) + letters.drop(found), "dropped", as_json=as_json)
     return 0
+
+
+def _meant(ids: tuple[str, ...], options: dict[str, Any], *, everything: bool) -> tuple[Any, list[int], list[Any]]:
+    """(fleet, numbers of tasks, letters) that a command line means. Raises UsageError; nothing was done."""
+    from muster.fleet import dead_tasks, letters
+
+    fleet, filters = _chosen(options)
+    numbers, others = dead_tasks.split(ids)
+    if everything and not ids:
+        numbers = [one.task.number for one in dead_tasks.find(fleet, filters)]
+    found = (
+        letters.chosen(fleet.store, filters, others, everything=everything)
+        if others or not numbers or everything
+        else []
+    )
+    return fleet, numbers, found
 
 
 def _tell(results: list[dict[str, Any]], done: str, *, as_json: bool) -> None:
