@@ -16,6 +16,8 @@
     │   └── ForbiddenError        BadSignatureError      UnsafePermissionsError
     ├── StoreError
     │   └── StoreUnsuitableError  StoreTooSmallError     StoreVersionError   RosterFullError
+    ├── LimitError
+    │   └── RateLimitedError*     UnknownLimitError      LimitImpossibleError
     ├── LockError
     │   ├── LockHeldError         LockTimeoutError       LockDeadlockError
     │   └── LockLostError         LockTableFullError
@@ -339,6 +341,33 @@ class WorktreeError(FleetError):
     """A task's git worktree could not be made, looked at or removed; what is there stays there."""
 
     code = "fleet.worktree"
+
+
+class LimitError(MusterError):
+    """A limit of the fleet stands in the way; nothing was spent."""
+
+    code = "limit"
+    exit_status = 75
+
+
+class RateLimitedError(LimitError):
+    """There was no credit in time; nothing was granted."""
+
+    code = "limit.rate"
+
+
+class UnknownLimitError(LimitError):
+    """The fleet has no limit of that name; nothing was granted."""
+
+    code = "limit.unknown"
+    exit_status = 2
+
+
+class LimitImpossibleError(LimitError):
+    """What was asked for can never pass at once; nothing was granted."""
+
+    code = "limit.impossible"
+    exit_status = 2
 
 
 class LockError(MusterError):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from muster.bus.limiting import Limiting
 from muster.bus.locking import Locking
 from muster.bus.submitting import Submitting
 
 
-class Services(Locking, Submitting):
-    """`lock` and `submit`."""
+class Services(Limiting, Locking, Submitting):
+    """`limit`, `lock` and `submit`."""

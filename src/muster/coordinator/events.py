@@ -28,6 +28,7 @@ from muster.coordinator.effects import (
     WatchHolder,
 )
 from muster.coordinator.fact import Fact
+from muster.coordinator.limit_facts import LimitPaused, LimitResumed
 from muster.coordinator.locks.said import HoldersGone, LockAsked, LockReleased, LockRenewed
 from muster.core import limits
 from muster.core.protocol import TaskInput
@@ -42,6 +43,8 @@ __all__ = [
     "Handlers",
     "HoldersGone",
     "KillWorker",
+    "LimitPaused",
+    "LimitResumed",
     "LockAsked",
     "LockReleased",
     "LockRenewed",
@@ -364,4 +367,6 @@ AnyFact = (
     | RestartRequested
     | FleetScaled
     | HookEnded
+    | LimitPaused
+    | LimitResumed
 )

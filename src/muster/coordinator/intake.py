@@ -11,7 +11,7 @@ from muster.coordinator.locks import asks as locks
 from muster.coordinator.requesting import Numbering, refuse_in_runs, rules
 from muster.coordinator.tasks import UNKNOWN
 from muster.core.message import EXTRA_REPLY_TO
-from muster.core.names import OPERATOR
+from muster.core.names import OPERATOR, is_coordinator
 from muster.core.orders import ExitSeen
 from muster.core.protocol import Drained, InputEnd, Ready, Refused, Result, Stop, Submit, TaskInput
 from muster.errors import BodyEncodingError, UsageError
@@ -73,6 +73,10 @@ class Intake:
                 shell = self._shell
                 self.facts += self.asks.take(delivery, shell.machine.state, shell.clock.now_s())
                 return
+            keep = self._shell.on_kept.get(delivery.type)
+            if keep is not None:
+                keep(delivery)
+                return
             serve = self._shell.on_message.get(delivery.type)
             if serve is not None:
                 serve(delivery)
@@ -94,6 +98,8 @@ class Intake:
             return
         self.results[key] = (result, delivery)
         detail = "" if result.outcome == "done" else _last_words(result)
+        if detail and result.agent and result.outcome != "died" and is_coordinator(delivery.sender):
+            detail = f"{result.agent}: {detail}"
         attempt = delivery.sender, result.number, result.attempt, result.incarnation
         self.facts.append(
             ev.TaskEnded(

@@ -14,6 +14,7 @@ from muster.coordinator.cleaning import Cleaner
 from muster.coordinator.farewell import farewell
 from muster.coordinator.hooks import HookRunner
 from muster.coordinator.hybrid import Hybrid
+from muster.coordinator.limiting import LimitDesk
 from muster.coordinator.outputs import OutputFlow
 from muster.coordinator.process import Coordinator
 from muster.coordinator.recording import Recording
@@ -51,6 +52,10 @@ class Root(Coordinator):
         shell.recorder = self.recording
         self._hybrid = Hybrid(store, spec, shell, self.collector)
         shell.on_message |= {"team.noted": self._note_of_team, "team.report": self._hybrid.take_report}
+        self.limits = LimitDesk(shell, spec)
+        shell.on_kept["limit.ask"] = self.limits.take_ask
+        shell.on_message["limit.settle"] = self.limits.take_settlement
+        shell.on_exit = self._forget_worker
         self._progress = ProgressTeller(shell, outputs.operator_is_there)
 
         self._caretakers: dict[str, Caretaker] = {}
@@ -62,11 +67,17 @@ class Root(Coordinator):
         spec = self.spec
         return [
             health,
+            self.limits,
             *([self._progress] if spec.run is not None else []),
             *others,
             Cleaner(self.store, spec.spool, self.shell),
             *([HookRunner(self.store, spec, self.shell)] if spec.hooks else []),
         ]
+
+    def _forget_worker(self, name: str) -> None:
+        worker = self.shell.machine.state.workers.get(name)
+        for agent in worker.agents if worker is not None else ():
+            self.limits.forget(agent)
 
     async def run(self) -> int:
         try:

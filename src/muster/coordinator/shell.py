@@ -76,9 +76,13 @@ class Shell:
         self.dissolve: Callable[[str, list[str]], None] = lambda _team, _heirs: None
         self.overhear: Callable[[Any], bool] = lambda _message: False
         self.on_message: dict[str, Callable[[Delivery], None]] = {}
+        #: The same for messages that stay in hand until they are decided: who takes them acks them.
+        self.on_kept: dict[str, Callable[[Delivery], None]] = {}
         #: Carries out that the fleet has another number of agents.
         self.resize: Callable[[ev.FleetResized], None] = lambda _effect: None
         #: Set by the service that watches processes which hold locks.
+        #: Hears which worker is dead.
+        self.on_exit: Callable[[str], None] = lambda _worker: None
         self.watch_holder: Callable[[ev.WatchHolder], None] = lambda _holder: None
         self.wake = asyncio.Event()
         self.intake = Intake(self)
@@ -293,6 +297,7 @@ class Shell:
     def take_exit(self, message: ExitMessage) -> None:
         """A worker is dead. What its agents had stored before counts first: a stored result is never run again."""
         self.drain_worker(message.worker)
+        self.on_exit(message.worker)
         self.intake.facts.append(
             ev.WorkerExited(
                 self.clock.now_s(),

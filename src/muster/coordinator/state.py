@@ -15,6 +15,7 @@ from muster.coordinator.dependencies import dependants_of
 from muster.coordinator.events import Plan
 from muster.coordinator.holders import Ended, Holders
 from muster.coordinator.kept import Kept
+from muster.coordinator.limit_facts import LimitPause
 from muster.coordinator.lives import (
     ABSENT,
     ALIVE,
@@ -230,6 +231,8 @@ class State:
         self.sources: dict[str, int] = {}
         self.locks = LockTable()
         self.supervision = Supervision()
+        #: Limits that are paused, by name.
+        self.limit_pauses: dict[str, LimitPause] = {}
         #: Asks for locks that were refused and not told yet, by lock id. No decision depends on them.
         self.lock_refusals: dict[str, Done] = {}
 
@@ -256,6 +259,7 @@ class Snapshot(msgspec.Struct, array_like=True):
     supervision: Supervision = msgspec.field(default_factory=Supervision)
     kept: list[Task] = []
     ended: list[Ended] = []
+    limit_pauses: dict[str, LimitPause] = msgspec.field(default_factory=dict)
 
 
 _SCALARS = (
@@ -290,6 +294,7 @@ def snapshot(state: State) -> bytes:
             supervision=state.supervision,
             kept=list(state.kept),
             ended=state.holders.stored(),
+            limit_pauses=state.limit_pauses,
         )
     )
 
@@ -317,6 +322,7 @@ def load(data: bytes) -> State:
     state.tokens = Tokens(stored.tokens)
     state.locks = LockTable(stored.locks)
     state.supervision = stored.supervision
+    state.limit_pauses = stored.limit_pauses
     state.routes = {route: kinds_for(state, route) for route in state.queues}
     state.dependants = dependants_of(state.tasks, lambda number: state.outcomes.get(number) == OPEN)
     state.kept, state.holders = Kept(stored.kept), Holders(stored.ended)

@@ -265,6 +265,36 @@ class Pong(msgspec.Struct, frozen=True, kw_only=True):
     sent_ns: int
 
 
+# --------------------------------------------------------------------------- bus: anybody -> coordinator: limits
+
+
+class LimitAsk(msgspec.Struct, frozen=True, kw_only=True):
+    """`limit.ask`, agent -> coordinator, an ask: credit of limit `name`, in units by meter. Answered when it can be spent."""
+
+    name: str
+    ask_id: str
+    amounts: dict[str, int] = {}
+    incarnation: int = 0  # a higher one ends what an earlier life of the agent asked for
+
+
+class LimitGrant(msgspec.Struct, frozen=True, array_like=True):
+    """`limit.grant`, coordinator -> agent, the reply: spend it until `spend_by_ns` (CLOCK_MONOTONIC of this machine), then settle it."""
+
+    spend_by_ns: int
+    is_probe: bool = False
+
+
+class LimitSettle(msgspec.Struct, frozen=True, kw_only=True):
+    """`limit.settle`, agent -> coordinator: what became of a grant, or (`unspent`) that nobody waits for it any more."""
+
+    name: str
+    ask_id: str
+    outcome: Literal["ok", "unspent", "refused"]
+    used: dict[str, int] | None = None
+    resets_in_s: float | None = None
+    why: str = ""
+
+
 # --------------------------------------------------------------------------- bus: anybody -> coordinator: locks
 
 
@@ -303,6 +333,9 @@ TYPES: dict[str, type[msgspec.Struct]] = {
     "agent.ping": Ping,
     "agent.pong": Pong,
     "fleet.status.reply": FleetStatus,
+    "limit.ask": LimitAsk,
+    "limit.grant": LimitGrant,
+    "limit.settle": LimitSettle,
     "lock.acquire": LockAcquire,
     "lock.renew": LockRenew,
     "lock.release": LockRelease,

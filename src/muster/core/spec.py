@@ -62,6 +62,24 @@ def strictest(children: Iterable[ChildSpec]) -> ChildSpec:
     return msgspec.structs.replace(first, **bounds)
 
 
+class MeterSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One quantity of a limit: `amount` units in `period_ns`, up to `burst` of them at once."""
+
+    name: str
+    amount: int
+    period_ns: int
+    burst: int
+
+
+class LimitSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A resource that the whole fleet shares. Without meters it only knows pauses: what a vendor refuses, everybody waits for."""
+
+    name: str
+    meters: tuple[MeterSpec, ...] = ()
+    #: Most grants that are not settled at once; fewer after refusals. None: no bound.
+    concurrency: int | None = None
+
+
 class CodingSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """That a kind's command is a coding command line with an event stream; `command` is already filled in from its preset."""
 
@@ -107,6 +125,11 @@ class AgentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     coding: CodingSpec | None = None
     #: Each task has a git worktree of its own, made from the repository at `cwd`; what becomes of it at the end. "": none.
     worktree: Literal["", "changed", "always", "never"] = ""
+    #: The limit that gates its attempts ("": none), and its share of it beside other kinds.
+    limit: str = ""
+    weight: float = 1.0
+    #: Exit statuses that say that a limit was hit, not that the work failed.
+    limited_exit: tuple[int, ...] = (75,)
 
     def agent_ids(self) -> list[str]:
         """The ids of this kind: the name itself for one, name-1 … name-N for more."""
@@ -212,6 +235,7 @@ class FleetSpec(msgspec.Struct, frozen=True, kw_only=True):
     #: Not None: a hybrid fleet, whose agents work below team coordinators.
     teams: TeamsSpec | None = None
     hooks: tuple[HookSpec, ...] = ()
+    limits: tuple[LimitSpec, ...] = ()
 
 
 def roster(spec: FleetSpec) -> list[str]:
