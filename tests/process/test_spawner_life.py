@@ -206,10 +206,10 @@ def test_two_hundred_lives_leave_no_descriptor_behind(fleet: ToyFleet) -> None:
     coordinator.send(ExitSeen(worker="w-0", incarnation=coordinator.exited("w-0").incarnation))
     before = open_fds()
     for number in range(1, 201):
-        coordinator.order("w", number, do="exit", status=number % 7)
+        coordinator.order(f"w-{number}", do="exit", status=number % 7)
     for number in range(1, 201):
-        assert coordinator.exited("w", 20, incarnation=number).exit_status == number % 7
-        coordinator.send(ExitSeen(worker="w", incarnation=number))
+        assert coordinator.exited(f"w-{number}", 20).exit_status == number % 7
+        coordinator.send(ExitSeen(worker=f"w-{number}", incarnation=1))
     assert coordinator.list().exited == []
     assert open_fds() == before
     coordinator.finish()

@@ -104,12 +104,12 @@ def test_last_words_of_a_team_are_heard_before_its_death_is_told(fleet: ToyFleet
     root = fleet.coordinator()
     team = fleet.team(root, "team-1")
     for number in range(1, 101):  # far more than the spawner takes in one turn
-        team.order("w", number, do="exit", status=0)
+        team.order(f"w-{number}", do="exit", status=0)
     for number in range(1, 101):
-        team.exited("w", incarnation=number)
+        assert team.exited(f"w-{number}").exit_status == 0
     os.kill(client.pid, signal.SIGSTOP)
     for number in range(1, 101):
-        team.send(ExitSeen(worker="w", incarnation=number))
+        team.send(ExitSeen(worker=f"w-{number}", incarnation=1))
     team.order("never", do="wait")
     team.kill()
     eventually(lambda: (stat := platform.stat_of(team.pid)) is not None and stat.state == "Z")

@@ -220,6 +220,15 @@ def test_a_worker_of_a_home_given_up_is_started_by_anybody_once_it_is_proven_dea
     assert ledger.listing(0, "team-2").last == {"a": 6}
 
 
+def test_no_worker_is_started_beside_its_living_or_dying_self(ledger: Ledger) -> None:
+    ledger.started("a", 1, 100, 7)
+    assert not ledger.allows(ROOT, "a", 2)
+    ledger.died(100, 0, None, now=0.0)
+    assert not ledger.allows(ROOT, "a", 2)
+    ledger.settle([], now=0.0)
+    assert ledger.allows(ROOT, "a", 2)
+
+
 def test_no_incarnation_is_allowed_twice(ledger: Ledger) -> None:
     ledger.started("a", 2, 100, 7)
     _end(ledger, 100)

@@ -57,13 +57,10 @@ class Ledger:
         or left to whoever wants it.
         """
         last, home = self._last.get(worker, (0, owner))
-        if incarnation <= last or self._has_living(worker):
+        # Only the last one can live: it was not started beside an earlier one.
+        if incarnation <= last or (worker, last) in self._pids or self.is_dying(worker, last):
             return False
         return home == owner or home in self._heirs
-
-    def _has_living(self, worker: str) -> bool:
-        dying = (grave.exit.worker for grave in self._graves)
-        return any(entry.worker == worker for entry in self.alive.values()) or worker in dying
 
     def started(
         self, worker: str, incarnation: int, pid: int, start_time: int, owner: str = COORDINATOR

@@ -26,8 +26,8 @@ from muster.supervise.server import ClientServer
 from muster.supervise.shutdown import Ending, StopPlan
 from muster.supervise.wake import Wake
 
-#: Control messages carried out per turn: a burst of spawns must not keep exits and clients waiting.
-_RECORDS_PER_TURN = 32
+#: Control messages of one coordinator carried out per turn: its burst of spawns must not keep exits, clients and the others waiting.
+_RECORDS_PER_TURN = 8
 #: First and longest pause before processes that do not die are looked at again. Deaths wake the loop at once.
 _SWEEP_AGAIN_S = 0.05
 _SWEEP_PAUSE_MAX_S = 1.0
