@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from muster.coordinator.results import line_of, line_without_result
+from muster.coordinator.results import doer, line_of, line_without_result
 from muster.errors import MusterError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def answer(bus: Bus, record: Record, result: Result | None) -> None:
     At least once: after a crash of the coordinator the answer may come again, and the asker's bus drops it as late. An asker who is
     gone, or whose inbox is full, gets none; the end itself is in the log either way.
     """
-    line = line_of(record.input, record.agent, result) if result is not None else line_without_result(record)
+    line = line_of(record.input, doer(record, result), result) if result is not None else line_without_result(record)
     asked = record.source.partition(":")[2]
     with contextlib.suppress(MusterError):
         bus.post(

@@ -93,7 +93,7 @@ def _task_ended(state: State, fact: TaskEnded, out: list[Effect]) -> None:
     state.attempt_mean_s = worked_s if mean_s is None else mean_s + (worked_s - mean_s) * _MEAN_WEIGHT
     if state.plan.upstream:
         agent.done += fact.outcome == "done"
-        agent.failed += fact.outcome != "done"
+        agent.failed += fact.outcome not in ("done", "limited", "cancelled")
         state.latency.add(taken_s)
         entrusted.ended(state, task, fact.outcome, out)
     elif fact.outcome == "done":

@@ -81,6 +81,8 @@ def ended(state: State, task: Task, outcome: str, out: list[Effect]) -> None:
         counters.done += 1
     elif outcome == CANCELLED:
         counters.handed_back += 1
+    elif outcome == "limited":
+        counters.limited += 1
     else:
         counters.failed += 1
     _leave(state, task, outcome, out)

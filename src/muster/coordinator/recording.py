@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from muster.coordinator.answers import answer
 from muster.coordinator.outputs import forget_files, output_of
-from muster.coordinator.results import line_of, line_without_result
+from muster.coordinator.results import doer, line_of, line_without_result
 from muster.coordinator.tasks import Outcomes
-from muster.core.names import is_coordinator
 from muster.errors import ResultsFileError
 
 if TYPE_CHECKING:
@@ -194,8 +193,3 @@ def _line(record: Record, result: Result | None) -> bytes:
     if result is not None:
         return line_of(record.input, doer(record, result), result)
     return line_without_result(record)
-
-
-def doer(record: Record, result: Result) -> str:
-    """Who worked on an attempt: a team says which of its agents it was."""
-    return result.agent if result.agent and is_coordinator(record.agent) else record.agent

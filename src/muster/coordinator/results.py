@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from muster.core import limits
+from muster.core.names import is_coordinator
 from muster.core.protocol import Result
 from muster.errors import ResultsFileError
 
@@ -55,6 +56,11 @@ class Line(msgspec.Struct, kw_only=True):
 
 
 _encoder = msgspec.json.Encoder(enc_hook=repr)
+
+
+def doer(record: Record, result: Result) -> str:
+    """Who worked on an attempt: a team says which of its agents it was."""
+    return result.agent if result.agent and is_coordinator(record.agent) else record.agent
 
 
 def line_of(input_: Any, agent: str, result: Result) -> bytes:
