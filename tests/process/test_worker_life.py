@@ -6,6 +6,7 @@ import asyncio
 import os
 import resource
 import signal
+import time
 from pathlib import Path
 
 from muster.agent.status import read_status
@@ -177,6 +178,19 @@ async def test_draining_ends_at_its_deadline(tmp_path: Path) -> None:
         assert (result.outcome, result.signal) == ("cancelled", signal.SIGKILL)
         await world.expect(Drained)
         assert await world.exited() == 0
+
+
+async def test_the_last_of_a_drains_time_is_for_ending_politely(tmp_path: Path) -> None:
+    script = "trap 'echo cleaned up; exit 0' TERM; while :; do sleep 0.05; done"
+    async with one_agent(tmp_path, command=("sh", "-c", script)) as world:
+        world.assign("w", 1)
+        eventually(world.below, PATIENCE_S)
+        began = time.monotonic()
+        world.post("w", Drain(deadline_s=5.0), priority="control")
+        result = await world.expect(Result)
+        assert time.monotonic() - began >= 4.4, "nine tenths are for the work"
+        assert (result.outcome, result.exit_status, result.stdout) == ("cancelled", 0, b"cleaned up\n")
+        await world.expect(Drained)
 
 
 async def test_sigterm_drains(tmp_path: Path) -> None:

@@ -53,6 +53,8 @@ VERBS = ("task.", "agent.", "fleet.", "run.")
 _TURN = 64
 #: Finished attempts remembered, so that a repeated assignment is not run again.
 _FINISHED_MAX = 4096
+#: Share of a drain's time that is kept for ending what still runs, and of that the share between stop signal and kill.
+_ENDING_SHARE, _POLITE_SHARE = 0.1, 0.8
 #: How much the status page may lag behind what begins and ends.
 _PUBLISH_S = 0.05
 
@@ -118,7 +120,9 @@ class Runner:
                 self._refuse(self._queue.popleft(), "drain")
         if self._deadline is not None:  # the newest order counts: the fleet's end does not wait for a rolling restart
             self._deadline.cancel()
-        self._deadline = self.setting.loop.call_later(order.deadline_s, self._stop_all, self.setting.kind.kill_grace_s)
+        # The end of the time is for ending: at the deadline itself the coordinator has this whole process killed, politely or not.
+        last_s = min(self.setting.kind.kill_grace_s, order.deadline_s * _ENDING_SHARE)
+        self._deadline = self.setting.loop.call_later(order.deadline_s - last_s, self._stop_all, last_s * _POLITE_SHARE)
         if order.now:
             self._stop_all(min(self.setting.kind.kill_grace_s, order.deadline_s, limits.KILL_GRACE_NOW_S))
         self._advance()
