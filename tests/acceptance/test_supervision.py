@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from datetime import datetime
 from itertools import pairwise
@@ -229,6 +230,52 @@ def test_a_rolling_restart_goes_on_although_the_coordinator_is_killed_in_the_mid
         load.assert_each_ran_once()
     finally:
         down(world)
+
+
+LONG = """
+[fleet]
+name = "harbour"
+profile = "development"
+grace = "1s"
+
+[agents.crane]
+count = 2
+command = ["sh", "-c", "echo {input} $MUSTER_AGENT >> begun; test -e quick || sleep 600; echo {input} >> ended"]
+"""
+
+
+def test_a_restart_with_a_grace_hands_back_what_takes_longer(world: World) -> None:
+    up(world, LONG)
+    try:
+        load = Load(world)
+        load.send(1)
+        begun = world.work / "begun"
+        eventually(begun.exists, PATIENCE_S, "the task runs")
+        (world.work / "quick").touch()
+        first = begun.read_text().split()[1]
+        done = world.muster("restart", first, "--grace", "100ms")
+        assert done.returncode == 0, done.stderr
+        eventually(lambda: status(world)["tasks"]["done"] == 1, PATIENCE_S, "it was done elsewhere")
+        assert (world.work / "ended").read_text() == "box-1\n"
+        assert status(world)["counters"]["handed_back"] == 1
+    finally:
+        down(world)
+
+
+def test_down_in_the_middle_of_a_restart_that_waits_for_long_work_is_as_quick_as_ever(world: World) -> None:
+    up(world, LONG)
+    load = Load(world)
+    load.send(2)
+    eventually(lambda: status(world)["tasks"]["running"] == 2, PATIENCE_S, "both run")
+    restarting = world.start("restart", "--wait", "1m")
+    eventually(lambda: events(world, "worker.recycling"), PATIENCE_S, "one is asked to leave when it is done")
+    began = time.monotonic()
+    down(world)
+    took_s = time.monotonic() - began
+    assert took_s < PATIENCE_S, f"the grace of a second counts, not the ten minutes of the task: {took_s:.1f} s"
+    done = world.finish(restarting)
+    assert done.returncode == 1
+    assert "coming to its end" in done.stderr or "not running" in done.stderr, done.stderr
 
 
 def test_a_fleet_of_teams_is_restarted_by_its_teams(world: World) -> None:

@@ -6,17 +6,17 @@ Workers that are spawned after that find all of it.
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from muster.bus.store import add_agent, read_spec, set_overflow, write_spec
-from muster.coordinator.lives import READY
+from muster.coordinator.effects import Post
+from muster.coordinator.lives import ALIVE, STARTING
 from muster.core.protocol import Edges
 from muster.core.settings import REFUSE
 from muster.core.spec import kind_of
-from muster.errors import BusError, MusterError
+from muster.errors import MusterError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -58,10 +58,10 @@ class Resizer:
         shell = self._shell
         assert shell.grants is not None
         shell.grants.admit(new)
-        for agent in shell.machine.state.agents.values():
-            if agent.state == READY and agent.name not in new:
-                # An agent that is starting meanwhile is born with these keys; one whose inbox is full asks to be told again by nobody.
-                with contextlib.suppress(BusError):
-                    shell.bus.post_struct(
-                        agent.name, Edges(keys=shell.grants.keys_of(agent.name, new)), priority="control"
-                    )
+        state = shell.machine.state
+        for agent in state.agents.values():
+            # Who is starting just now was perhaps given its keys before these were known; who is dead gets them at its next birth.
+            peers = [name for name in new if name != agent.name]
+            if peers and state.workers[agent.worker].state in (STARTING, ALIVE):
+                edges = Edges(keys=shell.grants.keys_of(agent.name, peers))
+                shell.post(Post(agent.name, edges, is_control=True))
