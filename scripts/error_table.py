@@ -17,7 +17,9 @@ def public_errors() -> list[type[errors.MusterError]]:
     return [
         kind
         for kind in vars(errors).values()
-        if inspect.isclass(kind) and issubclass(kind, errors.MusterError) and kind.__module__ == errors.__name__
+        if inspect.isclass(kind)
+        and issubclass(kind, errors.MusterError)
+        and kind.__module__.partition(".errors")[0] == "muster"
     ]
 
 

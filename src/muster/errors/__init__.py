@@ -33,38 +33,38 @@ trying again cannot help. `exit_status` is what a command line that ends with th
 
 from __future__ import annotations
 
-# Not from typing: importing it would double the cost of a short verb. Type checkers know the name.
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import ClassVar
-
-
-class MusterError(Exception):
-    """Something muster refused or could not do, said in one sentence."""
-
-    code: ClassVar[str] = "muster.error"
-    exit_status: ClassVar[int] = 1
-
-    def __init__(self, message: str, *, retry_after_s: float | None = None, **facts: object) -> None:
-        super().__init__(message)
-        self.message = message
-        self.retry_after_s = retry_after_s
-        self.facts = facts
-
-    def as_dict(self) -> dict[str, object]:
-        """The error as a JSON-ready object: code, message, retry_after_s and its facts."""
-        facts = {
-            key: value if isinstance(value, int | float | str | None) else str(value)
-            for key, value in self.facts.items()
-        }
-        return {"code": self.code, "message": self.message, "retry_after_s": self.retry_after_s, **facts}
-
-
-class UsageError(MusterError):
-    """The call or command line cannot be carried out as written; nothing was done."""
-
-    code = "usage"
-    exit_status = 2
+from muster.errors.base import MusterError as MusterError
+from muster.errors.base import UsageError as UsageError
+from muster.errors.services import (
+    LimitError as LimitError,
+)
+from muster.errors.services import (
+    LimitImpossibleError as LimitImpossibleError,
+)
+from muster.errors.services import (
+    LockDeadlockError as LockDeadlockError,
+)
+from muster.errors.services import (
+    LockError as LockError,
+)
+from muster.errors.services import (
+    LockHeldError as LockHeldError,
+)
+from muster.errors.services import (
+    LockLostError as LockLostError,
+)
+from muster.errors.services import (
+    LockTableFullError as LockTableFullError,
+)
+from muster.errors.services import (
+    LockTimeoutError as LockTimeoutError,
+)
+from muster.errors.services import (
+    RateLimitedError as RateLimitedError,
+)
+from muster.errors.services import (
+    UnknownLimitError as UnknownLimitError,
+)
 
 
 class InvalidNameError(UsageError):
@@ -341,70 +341,6 @@ class WorktreeError(FleetError):
     """A task's git worktree could not be made, looked at or removed; what is there stays there."""
 
     code = "fleet.worktree"
-
-
-class LimitError(MusterError):
-    """A limit of the fleet stands in the way; nothing was spent."""
-
-    code = "limit"
-    exit_status = 75
-
-
-class RateLimitedError(LimitError):
-    """There was no credit in time; nothing was granted."""
-
-    code = "limit.rate"
-
-
-class UnknownLimitError(LimitError):
-    """The fleet has no limit of that name; nothing was granted."""
-
-    code = "limit.unknown"
-    exit_status = 2
-
-
-class LimitImpossibleError(LimitError):
-    """What was asked for can never pass at once; nothing was granted."""
-
-    code = "limit.impossible"
-    exit_status = 2
-
-
-class LockError(MusterError):
-    """A lock was not had, or is over; the work that it guards must not go on."""
-
-    code = "lock"
-    exit_status = 75
-
-
-class LockHeldError(LockError):
-    """Somebody else holds it and the caller did not want to wait; nothing was locked."""
-
-    code = "lock.held"
-
-
-class LockTimeoutError(LockError, TimeoutError):
-    """It was not free in time; nothing was locked."""
-
-    code = "lock.timeout"
-
-
-class LockDeadlockError(LockError):
-    """Waiting for it would close a circle of holders that wait for each other; nothing was locked, what was held is held still."""
-
-    code = "lock.deadlock"
-
-
-class LockLostError(LockError):
-    """The lease is over before it was released: it was not renewed in time, or its holder was given up. Somebody else may hold it."""
-
-    code = "lock.lost"
-
-
-class LockTableFullError(LockError):
-    """So many locks are held and waited for that there is no room for another one; nothing was locked."""
-
-    code = "lock.table_full"
 
 
 def error_of(fields: dict[str, object]) -> MusterError:
