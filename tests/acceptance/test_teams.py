@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,9 +32,20 @@ def world(tmp_path: Path) -> Iterator[World]:
         yield one
 
 
-def start_run(world: World, *options: str, tasks: int = TASKS) -> tuple[object, Path]:
+def start_run(world: World, *options: str, tasks: int = TASKS) -> tuple[Any, Path]:
     results = world.work / "results.jsonl"
-    words = ["run", "-j", "6", "--agents-per-worker", "1", "--agents-per-team", "2", "--results", str(results), *options]
+    words = [
+        "run",
+        "-j",
+        "6",
+        "--agents-per-worker",
+        "1",
+        "--agents-per-team",
+        "2",
+        "--results",
+        str(results),
+        *options,
+    ]
     return world.start(*words, "--shell", WORK, ":::", *map(str, range(1, tasks + 1))), results
 
 
@@ -45,9 +57,9 @@ def kill(world: World, role: str, name: str) -> None:
     os.kill(world.pid_of(role, name), signal.SIGKILL)
 
 
-def assert_done_once(world: World, run: object, results: Path, *, died: int = 0) -> None:
+def assert_done_once(world: World, run: Any, results: Path, *, died: int = 0) -> None:
     """Every task is recorded once, shown once, and was executed once, or once more for an attempt that died."""
-    ended = world.finish(run)  # type: ignore[arg-type]
+    ended = world.finish(run)
     assert ended.returncode == 0, ended.stderr
     wanted = [str(number) for number in range(1, TASKS + 1)]
     assert sorted(str(line["task"]) for line in lines_of(results)) == sorted(wanted)
@@ -170,10 +182,149 @@ def test_a_fleet_that_ends_while_a_team_is_dissolved_leaves_nothing(world: World
                 last = row["pid"]
                 os.kill(last, signal.SIGKILL)
     began = time.monotonic()
-    run.send_signal(signal.SIGINT)  # type: ignore[attr-defined]
-    ended = world.finish(run)  # type: ignore[arg-type]
+    run.send_signal(signal.SIGINT)
+    ended = world.finish(run)
     assert time.monotonic() - began < 3 + 1 + 3, "grace, a second, and room for a busy machine"
     assert ended.returncode == 130, ended.stderr
     world.assert_nothing_left()
     ran = executions(world)
     assert len(lines_of(results)) == sum(ran.values()), "what was begun was finished"
+
+
+FLEET = """
+[fleet]
+name = "fleet"
+grace = "3s"
+retries = 1
+backoff = 0.05
+
+[agents.pilot]
+count = 4
+command = ["sh", "-c", "{input}"]
+
+[teams]
+agents_per_team = 2
+"""
+
+
+@pytest.fixture
+def standing(world: World) -> Iterator[World]:
+    (world.work / "fleet.toml").write_text(FLEET)
+    up = world.muster("up", "-d")
+    assert up.returncode == 0, up.stderr
+    yield world
+    world.muster("down", "--now")
+    eventually(lambda: not world.marked(), PATIENCE_S, "no process is left")
+
+
+def asked(world: World, *words: str) -> dict[str, Any]:
+    done = world.muster("ask", "coordinator", *words, "--type", "task", "--json")
+    assert done.returncode == 0, done.stderr
+    body: dict[str, Any] = json.loads(done.stdout)["body"]
+    return body
+
+
+def status_of(world: World) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads(world.muster("status", "--json").stdout)
+    return told
+
+
+def test_a_standing_fleet_of_teams_answers_tells_and_is_a_group_each(standing: World) -> None:
+    body = asked(standing, "echo done")
+    assert (body["outcome"], body["stdout"]) == ("done", "done\n")
+    assert str(body["agent"]).startswith("pilot-")
+    told = status_of(standing)
+    assert [(team["team"], team["ready"], team["agents"]) for team in told["teams"]] == [
+        ("team-1", 2, 2),
+        ("team-2", 2, 2),
+    ]
+    assert {agent["agent"]: agent["team"] for agent in told["agents"]} == {
+        "pilot-1": "team-1", "pilot-2": "team-1", "pilot-3": "team-2", "pilot-4": "team-2",
+    }  # fmt: skip
+    assert told["problems"] == []
+    sent = standing.muster("send", "@team-2", "hello", "--json")
+    assert sent.returncode == 0, sent.stderr
+    depths = {row["agent"]: row["inbox_depth"] for row in json.loads(standing.muster("ls", "--json").stdout)}
+    assert {name for name, depth in depths.items() if depth} == {"pilot-3", "pilot-4"}
+
+
+def test_a_failed_attempt_is_tried_again_by_the_root_and_a_killing_task_is_given_up_with_its_evidence(
+    standing: World,
+) -> None:
+    body = asked(standing, "echo no >&2; exit 3")
+    assert (body["outcome"], body["attempt"], body["exit_status"]) == ("failed", 2, 3)
+    body = asked(standing, "kill -9 $PPID")
+    assert body["outcome"] == "dead"
+    assert "died by signal 9" in str(body["evidence"])
+
+
+def test_cancel_and_pause_reach_the_agents_of_teams(standing: World) -> None:
+    for word in ("a", "b"):
+        assert standing.muster("send", "coordinator", f"sleep 60; echo {word}", "--type", "task").returncode == 0
+    eventually(lambda: status_of(standing)["tasks"]["running"] == 2, PATIENCE_S, "both run")
+    done = standing.muster("cancel", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    eventually(lambda: status_of(standing)["tasks"]["running"] == 1, PATIENCE_S, "one was cancelled")
+    assert standing.muster("pause").returncode == 0
+    assert standing.muster("send", "coordinator", "echo c", "--type", "task").returncode == 0
+    eventually(lambda: status_of(standing)["tasks"]["queued"] == 1, PATIENCE_S, "it waits")
+    assert standing.muster("resume").returncode == 0
+    eventually(lambda: status_of(standing)["tasks"]["done"] == 1, PATIENCE_S, "it is done")
+
+
+def test_the_agents_of_a_team_whose_coordinator_stands_still_are_told_of_by_their_pages(standing: World) -> None:
+    stopped = standing.pid_of("team", "team-1")
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        told = status_of(standing)
+        silent = [team for team in told["teams"] if team["evidence"]]
+        assert [(team["team"], team["evidence"]) for team in silent] == [
+            ("team-1", ["its coordinator does not answer"])
+        ]
+        assert len(told["agents"]) == 4
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+
+
+def test_a_fleet_of_teams_killed_as_a_whole_goes_on_with_what_was_open(world: World) -> None:
+    (world.work / "fleet.toml").write_text(FLEET)
+    assert world.muster("up", "-d").returncode == 0
+    for number in range(8):
+        task = f"sleep 0.3; echo {number} >> $RAN"
+        assert world.muster("send", "coordinator", task, "--type", "task").returncode == 0
+    for pid in world.marked():
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    eventually(lambda: not world.marked(), PATIENCE_S, "all are dead")
+    assert world.muster("up", "-d").returncode == 0
+    eventually(lambda: status_of(world)["tasks"]["done"] == 8, PATIENCE_S, "all are done")
+    assert set(executions(world)) == set(map(str, range(8)))
+    assert world.muster("down").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("teams", "words"),
+    [
+        ("count = 0", "between 1 and 1,000"),
+        ("cuont = 2", "did you mean 'count'?"),
+        ("count = 2\nagents_per_team = 1", "do not fit into 2 teams of 1"),
+        ('count = "two"', "count"),
+    ],
+)
+def test_a_division_that_cannot_be_is_refused_in_one_sentence(world: World, teams: str, words: str) -> None:
+    (world.work / "fleet.toml").write_text(FLEET.replace("agents_per_team = 2", teams))
+    up = world.muster("up", "-d")
+    assert up.returncode == 2, up.stderr
+    assert words in up.stderr
+    assert "Traceback" not in up.stderr
+    assert up.stderr.strip().count("\n") == 0
+    assert world.stores() == []
+
+
+def test_agents_must_not_be_called_like_the_coordinators_of_teams(world: World) -> None:
+    (world.work / "fleet.toml").write_text(FLEET.replace("pilot", "team"))
+    up = world.muster("up", "-d")
+    assert up.returncode == 2
+    assert "the coordinators of teams are called team-1" in up.stderr

@@ -140,7 +140,8 @@ class Recording:
         lines: list[bytes] = []
         ended: list[tuple[Record, Result | None, Delivery | None]] = []
         for record in records:
-            result, delivery = results.pop((record.number, record.attempt, record.agent), (None, None))
+            said, delivery = results.pop((record.number, record.attempt, record.agent), (None, None))
+            result = _its_own(said)
             ended.append((record, result, delivery))
             # Counted, not assumed: the report says how many tasks were recorded twice.
             before = self._recorded.get(record.number)
@@ -167,14 +168,15 @@ class Recording:
         record = self._replayed.get(result.number)
         if record is None or record.attempt != result.attempt or record.agent != delivery.sender:
             return False
+        own = _its_own(result)
         if record.number in self._missing:
-            if not self._write([line_of(record.input, doer(record, result), result)]):
+            if not self._write([_line(record, own)]):
                 self.unrecorded[record.number] = record.outcome
                 return True
             self._missing.discard(record.number)
         if record.asker:
-            answer(self._bus, record, result)
-        self.outputs.end(result.number, output_of(result, doer(record, result)), delivery)
+            answer(self._bus, record, own)
+        self.outputs.end(record.number, output_of(own, doer(record, own)) if own is not None else None, delivery)
         return True
 
     def _write(self, lines: list[bytes]) -> bool:
@@ -187,6 +189,11 @@ class Recording:
                 self._failed(error.message)
             return False
         return True
+
+
+def _its_own(result: Result | None) -> Result | None:
+    """What an attempt said itself: of one that died its team tells, and the evidence is in the record."""
+    return None if result is None or result.outcome == "died" else result
 
 
 def _line(record: Record, result: Result | None) -> bytes:
