@@ -41,6 +41,7 @@ class Intake:
         self.results: ResultsOfTurn = {}
         self.acks: list[Delivery] = []
         self.exits: list[ExitSeen] = []
+        self._later: list[Delivery] = []
         self.numbering = Numbering(shell.machine.state)
         self.asks = Asks({**RULES, **rules(self.numbering)})
         self._makers: dict[str, Callable[[Delivery], None]] = {
@@ -60,6 +61,10 @@ class Intake:
         taken = self.facts, self.results, self.acks, self.exits
         self.facts, self.results, self.acks, self.exits = [], {}, [], []
         self.numbering.handed_over()
+        later, self._later = self._later, []
+        for delivery in later:
+            self.take(delivery)
+            self._shell.wake.set()
         return taken
 
     def take(self, delivery: Delivery) -> None:
@@ -93,8 +98,8 @@ class Intake:
         if shell.recorder.again(result, delivery):
             return
         key = (result.number, result.attempt, delivery.sender)
-        if key in self.results:  # the same again in one turn: one is enough
-            self.acks.append(delivery)
+        if key in self.results:  # the same again: it is judged in the next turn, when this one has been
+            self._later.append(delivery)
             return
         self.results[key] = (result, delivery)
         detail = "" if result.outcome == "done" else _last_words(result)
