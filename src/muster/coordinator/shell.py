@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 #: Deliveries taken in one turn: enough to share a log record, few enough to keep the spawner and the timers served.
 BATCH_MAX = 256
+#: And seconds: where each of them opens a lane, as after a restart, the first must not wait for the last.
+BATCH_S = 0.02
 #: Pause before a message that a full inbox or store refused is tried again, and before a full store is asked again for the log.
 RETRY_S = 0.05
 LOG_RETRY_S = 0.2
@@ -108,7 +110,8 @@ class Shell:
         intake = self.intake
         taken = 0
         receive = self.bus.receive_nowait
-        while taken < BATCH_MAX:
+        ends_s = time.monotonic() + BATCH_S
+        while taken < BATCH_MAX and (not taken or time.monotonic() < ends_s):
             delivery = receive()
             if delivery is None:
                 if not self._caught_up and not self.bus.transport.holds_back:
