@@ -167,7 +167,12 @@ class Worker:
             state=1, pid=os.getpid(), start_time=start_time_of(os.getpid()) or 0, incarnation=setting.incarnation,
             started_ms=boottime_ms(), heartbeat_ms=boottime_ms(), progress_ms=boottime_ms(),
         )  # fmt: skip
-        runner = Runner(setting, bus, self._executor(setting), page, Registry())
+        executor = self._executor(setting)
+        if kind.limit:
+            from muster.agent.limited import WithinLimit  # few fleets need it
+
+            executor = WithinLimit(executor, setting, bus)
+        runner = Runner(setting, bus, executor, page, Registry())
         socket = OwnerSocket(runner, is_alone=self._is_alone)
         hosted = Hosted(runner, socket)
         runner.on_first_task = lambda: self._open_socket(socket)

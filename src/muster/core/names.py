@@ -64,3 +64,8 @@ def fleet_name(text: object) -> str:
 def group_name(text: str) -> str:
     """The name behind "@" of a group such as "@workers". Raises InvalidNameError."""
     return _checked(text[1:], "group")
+
+
+def limit_name(text: object) -> str:
+    """`text` as the name of a limit; the same alphabet as agent ids. Raises InvalidNameError."""
+    return _checked(text, "limit")

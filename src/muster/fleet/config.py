@@ -18,7 +18,7 @@ import msgspec
 from muster.core import limits
 from muster.core.names import agent_id, fleet_name
 from muster.core.settings import BusSettings
-from muster.core.spec import AgentSpec, FleetSpec, HookSpec, RetrySpec, identities
+from muster.core.spec import AgentSpec, FleetSpec, HookSpec, LimitSpec, RetrySpec, identities
 from muster.core.wishes import check_tags
 from muster.errors import ConfigError, InvalidNameError
 from muster.fleet.bounds import bounded, bounds_of
@@ -27,14 +27,15 @@ from muster.fleet.coding import Coding, coding_of, worktree_of
 from muster.fleet.division import check_teams, teams_spec
 from muster.fleet.durations import parse_duration
 from muster.fleet.hooks import hook_of
+from muster.fleet.limiting import limit_of, with_limits
 from muster.fleet.profiles import DEFAULT, PROFILES
-from muster.fleet.tables import AgentTable, BusTable, FleetTable, HookTable, LimitsTable, TeamsTable
+from muster.fleet.tables import AgentTable, BusTable, FleetTable, HookTable, LimitsTable, LimitTable, TeamsTable
 
 T = TypeVar("T", bound=msgspec.Struct)
 
 
 #: What may stand at the top level.
-TABLES = ("fleet", "bus", "agents", "teams", "hooks")
+TABLES = ("fleet", "bus", "agents", "teams", "hooks", "limits")
 #: Keys of `[fleet]` that MUSTER_<KEY> sets. The name is chosen by MUSTER_FLEET, which selects a fleet and renames none.
 ENVIRONMENT_KEYS: tuple[str, ...] = tuple(key for key in FleetTable.__struct_fields__ if key != "name")
 
@@ -52,6 +53,7 @@ class FleetConfig:
     teams: TeamsTable | None = None
     origins: dict[str, str] = field(default_factory=dict)
     hooks: tuple[HookSpec, ...] = ()
+    limits: dict[str, LimitSpec] = field(default_factory=dict)
 
     def written_bus(self) -> dict[str, int]:
         """The keys of `[bus]` that somebody wrote."""
@@ -86,18 +88,21 @@ class FleetConfig:
     def spec(self, store_id: str) -> FleetSpec:
         """The fleet as every process of it will read it."""
         table = self.fleet
+        kinds = tuple(
+            bounded(
+                _agent_spec(name, agent, self.path, PROFILES[table.profile].max_age),
+                table.agents_per_worker,
+                PROFILES[table.profile].memory_bytes,
+                f"{self.path}: [agents.{name}]",
+            )
+            for name, agent in self.agents.items()
+        )
+        kinds, shared = with_limits(kinds, self.limits, str(self.path))
         return FleetSpec(
             name=self.name,
             store_id=store_id,
-            agents=tuple(
-                bounded(
-                    _agent_spec(name, agent, self.path, PROFILES[table.profile].max_age),
-                    table.agents_per_worker,
-                    PROFILES[table.profile].memory_bytes,
-                    f"{self.path}: [agents.{name}]",
-                )
-                for name, agent in self.agents.items()
-            ),
+            agents=kinds,
+            limits=shared,
             agents_per_worker=table.agents_per_worker,
             edges=table.edges or self._edges(),
             retry=RetrySpec(attempts_max=table.retries + 1, backoff_s=parse_duration(table.backoff, "backoff")),
@@ -155,9 +160,21 @@ def load(
         teams=teams,
         origins=origins,
         hooks=_hooks(document.get("hooks", {}), path),
+        limits=_limits(document.get("limits", {}), path),
     )
     _check(config)
     return config
+
+
+def _limits(tables: object, path: Path) -> dict[str, LimitSpec]:
+    if not isinstance(tables, dict):
+        raise ConfigError(f"{path}: limits must be tables such as [limits.anthropic]", source=str(path))
+    found = {}
+    for name, table in tables.items():
+        place = f"[limits.{name}]"
+        checked = _convert(_table(table, LimitTable, path, place), LimitTable, path, place)
+        found[name] = limit_of(name, checked, f"{path}: {place}")
+    return found
 
 
 def _layered(
@@ -318,7 +335,16 @@ def _agent_spec(name: str, table: AgentTable, path: Path, max_age: str | None = 
         child=child_of(table, place, max_age),
         coding=None if coding is None else coding.spec,
         worktree=worktree_of(table.worktree, f"{place} worktree"),
+        limit=table.limit,
+        weight=_weight(table.weight, place),
+        limited_exit=tuple(table.limited_exit),
     )
+
+
+def _weight(weight: float, place: str) -> float:
+    if not 0.001 <= weight <= 1000:
+        raise ConfigError(f"{place} weight must be between 0.001 and 1,000", key="weight")
+    return weight
 
 
 def _coding(table: AgentTable, path: Path, place: str) -> Coding | None:

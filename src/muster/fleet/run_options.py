@@ -12,12 +12,14 @@ from pathlib import Path
 
 from muster.agent.attempt import input_text
 from muster.core import limits
-from muster.core.spec import AgentSpec, FleetSpec, HaltSpec, RetrySpec, RunSpec, TeamsSpec
+from muster.core.spec import AgentSpec, FleetSpec, HaltSpec, LimitSpec, RetrySpec, RunSpec, TeamsSpec
 from muster.core.template import expand, expand_shell, has_placeholder
 from muster.errors import CommandNotFoundError, ConfigError
 from muster.fleet.coding import Coding, Worktree, check_worktree, coding_of, worktree_of
 from muster.fleet.division import check_teams, teams_spec
 from muster.fleet.inputs import Inputs, text_of
+from muster.fleet.limiting import limit_of, with_limits
+from muster.fleet.tables import LimitTable
 from muster.supervise.platform import started_unix_s
 
 #: More agents than this on one machine are a slip of the keyboard.
@@ -67,6 +69,10 @@ class RunOptions:
     prompt: str | None = None
     transcripts: Path | None = None
     worktree: str | None = None
+    #: A limit of this run's own, which gates the starts of its tasks.
+    limit: str | None = None
+    rate: str | None = None
+    burst: int | None = None
 
     def check(self) -> None:
         """What can be known to fail before anything is started.
@@ -76,6 +82,7 @@ class RunOptions:
             CommandNotFoundError, InputFileError: As they say.
         """
         self._check_preset()
+        self._limits()
         if self.command and self.handler:
             raise ConfigError("a run has either a command or --handler, not both", key="handler")
         if not self.command and not self.handler and self.preset is None:
@@ -135,12 +142,15 @@ class RunOptions:
             timeout_s=self._timeout_s(),
             coding=None if self.preset is None else self._coding().spec,
             worktree=self._worktree(),
+            limit=next(iter(self._limits()), ""),
         )
         automatic = 1 if self.handler else max(1, min(AGENTS_PER_COMMAND_WORKER_MAX, self.jobs // 10))
+        kinds, shared = with_limits((agents,), self._limits(), "--limit")
         return FleetSpec(
             name=name,
             store_id=store_id,
-            agents=(agents,),
+            agents=kinds,
+            limits=shared,
             run=RunSpec(
                 results=None if self.results is None else str(self.results),
                 report=None if self.report is None else str(self.report),
@@ -173,6 +183,13 @@ class RunOptions:
         if self.shell:
             return expand_shell(self.command, text, number)
         return shlex.join(expand(self._template(), text, number))
+
+    def _limits(self) -> dict[str, LimitSpec]:
+        if self.limit is None and self.rate is None and self.burst is None:
+            return {}
+        name = self.limit if self.limit is not None else "rate"
+        table = LimitTable(requests=self.rate, burst=self.burst)
+        return {name: limit_of(name, table, "--rate" if self.rate is not None else "--limit")}
 
     def _coding(self) -> Coding:
         assert self.preset is not None

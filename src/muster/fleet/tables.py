@@ -48,6 +48,9 @@ class AgentTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     transcripts: str | None = None
     worktree: bool | str | None = None
     tags: list[str] = []
+    limit: str = ""
+    weight: float = 1.0
+    limited_exit: tuple[int, ...] = (75,)
 
 
 class HookTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -95,3 +98,13 @@ class TeamsTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     count: int | None = None
     agents_per_team: int | None = None
+
+
+class LimitTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[limits.NAME]`: what the whole fleet may use of a resource, such as `requests = "50/1m"` and `tokens = "40k/1m"`."""
+
+    requests: str | None = None
+    tokens: str | None = None
+    burst: int | str | None = None
+    tokens_burst: int | str | None = None
+    concurrency: int | None = None

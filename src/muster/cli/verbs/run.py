@@ -100,6 +100,11 @@ complete.
     metavar="WHEN",
     help="Keep a done task's worktree: changed, always or never [default: changed]; implies --worktree.",
 )
+@click.option("--rate", metavar="RATE", help="Start at most so many tasks, over all agents, e.g. 100/1m or 5/s.")
+@click.option(
+    "--burst", type=int, metavar="N", help="Tasks of --rate that may start at once [default: a second's worth]."
+)
+@click.option("--limit", metavar="NAME", help="Name of that limit; alone, tasks that meet a vendor's limit pause all.")
 @click.option("-k", "--keep-order", is_flag=True, help="Print outputs in the order of the inputs.")
 @click.option("--dry-run", is_flag=True, help="Print the quoted command lines, and run nothing.")
 @click.option(
@@ -179,6 +184,9 @@ def _options(given: dict[str, Any]) -> RunOptions:
         preset=given["preset"],
         prompt=given["prompt"],
         transcripts=given["transcripts"].resolve() if given["transcripts"] is not None else None,
+        limit=given["limit"],
+        rate=given["rate"],
+        burst=given["burst"],
         worktree=given["worktree_keep"] or ("changed" if given["worktree"] else None),
     )
 

@@ -1,0 +1,79 @@
+"""Limits as people write them (`[limits.anthropic]`, `--limit anthropic --rate 100/1m`), as the fleet's specification has them."""
+
+from __future__ import annotations
+
+import msgspec
+
+from muster.core.names import limit_name
+from muster.core.presets import PRESETS
+from muster.core.spec import AgentSpec, LimitSpec, MeterSpec
+from muster.errors import ConfigError, InvalidNameError
+from muster.fleet.tables import LimitTable
+from muster.limit.rates import AMOUNT_MAX, parse_amount, parse_rate
+
+#: More grants at once than this are no bound.
+CONCURRENCY_MAX = 100_000
+
+
+def limit_of(name: str, table: LimitTable, place: str) -> LimitSpec:
+    """The limit `name`.
+
+    Raises:
+        ConfigError: A rate, a burst or the concurrency cannot be, or the name is none.
+    """
+    try:
+        limit_name(name)
+    except InvalidNameError as error:
+        raise ConfigError(f"{place}: {error.message}", key=name) from None
+    if table.concurrency is not None and not 1 <= table.concurrency <= CONCURRENCY_MAX:
+        raise ConfigError(f"{place} concurrency must be between 1 and {CONCURRENCY_MAX:,}", key="concurrency")
+    meters = []
+    for meter, rate, burst in (
+        ("requests", table.requests, table.burst),
+        ("tokens", table.tokens, table.tokens_burst),
+    ):
+        if rate is not None:
+            meters.append(meter_of(meter, rate, burst, f"{place} {meter}"))
+        elif burst is not None:
+            raise ConfigError(f"{place}: a burst needs the rate of {meter}", key="burst")
+    return LimitSpec(name=name, meters=tuple(meters), concurrency=table.concurrency)
+
+
+def meter_of(name: str, rate: object, burst: object | None, place: str) -> MeterSpec:
+    """One meter. Without a burst, requests may come as fast as they come in one second, tokens as many as in one period.
+
+    Raises:
+        ConfigError: The rate or the burst cannot be.
+    """
+    parsed = parse_rate(rate, place)
+    if burst is not None:
+        most = parse_amount(burst, f"{place} burst")
+        if not 1 <= most <= AMOUNT_MAX:
+            raise ConfigError(f"{place} burst must be at least 1", key="burst")
+    elif name == "tokens":
+        most = parsed.amount
+    else:
+        most = max(1, min(parsed.amount, round(parsed.per_s)))
+    return MeterSpec(name=name, amount=parsed.amount, period_ns=parsed.period_ns, burst=most)
+
+
+def with_limits(
+    agents: tuple[AgentSpec, ...], limits: dict[str, LimitSpec], place: str
+) -> tuple[tuple[AgentSpec, ...], tuple[LimitSpec, ...]]:
+    """Kinds and limits that fit together: a preset that names no limit shares its API's, which then only knows pauses.
+
+    Raises:
+        ConfigError: A kind names a limit that there is not.
+    """
+    found = dict(limits)
+    kinds = []
+    for kind in agents:
+        if kind.limit and kind.limit not in found:
+            known = ", ".join(found) or "none"
+            raise ConfigError(f"{place}: there is no limit {kind.limit!r:.60}; there are: {known}", key="limit")
+        if kind.coding is not None and not kind.limit:
+            api = PRESETS[kind.coding.preset].api
+            found.setdefault(api, LimitSpec(name=api))
+            kind = msgspec.structs.replace(kind, limit=api)  # noqa: PLW2901 -- the kind as it is from here on
+        kinds.append(kind)
+    return tuple(kinds), tuple(found.values())
