@@ -1,4 +1,4 @@
-"""`python -m muster.testing.simulator`: many seeds with progress, or one with its story."""
+"""`python -m muster.testing.simulator`: many seeds with progress, one with its story, or the cost model."""
 
 from __future__ import annotations
 
@@ -23,12 +23,18 @@ SHOWN = 30
 @click.option("--first", default=0, show_default=True, type=click.IntRange(min=0), help="The first of them.")
 @click.option("--seed", type=click.IntRange(min=0), help="Only this one.")
 @click.option("--trace", is_flag=True, help="With --seed: tell the whole story.")
+@click.option("--cost-model", is_flag=True, help="Instead: what large fleets cost, and where they bend first.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per seed on standard output.")
-def main(seeds: int, first: int, seed: int | None, *, trace: bool, as_json: bool) -> None:
+def main(seeds: int, first: int, seed: int | None, *, trace: bool, as_json: bool, cost_model: bool) -> None:
     """Simulate fleets under faults on virtual time: the same seed and commit give the same history.
 
     Exit status 1 when a promise was broken.
     """
+    if cost_model:
+        from muster.testing.simulator.cost import tell
+
+        tell(as_json=as_json)
+        return
     chosen = range(first, first + seeds) if seed is None else (seed,)
     broken = [outcome for outcome in _live(chosen, trace=trace, as_json=as_json) if outcome.violation]
     for outcome in broken:

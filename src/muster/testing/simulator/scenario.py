@@ -135,9 +135,13 @@ def _draw_kind(name: str, rng: Random) -> AgentSpec:
     child = ChildSpec(
         restarts_max=10**6, max_tasks=rng.choice([0, 0, 5]), max_age_s=rng.choice([0.0, 0.0, 3.0]), ready_timeout_s=60.0
     )
-    tags = {"tags": _tags(name)} if "tags" in AgentSpec.__struct_fields__ else {}
     return AgentSpec(
-        name=name, count=rng.randint(2, 5), command=("true",), slots=rng.choice([1, 1, 2]), child=child, **tags
+        name=name,
+        count=rng.randint(2, 5),
+        command=("true",),
+        slots=rng.choice([1, 1, 2]),
+        child=child,
+        tags=_tags(name),
     )
 
 
@@ -181,7 +185,9 @@ def draw_asks(spec: FleetSpec, tasks: int, rng: Random) -> list[tuple[float, msg
         numbers = rng.sample(range(1, tasks + 1), min(tasks, 3))
         wanted: list[msgspec.Struct] = [
             CancelTasks(numbers=numbers[:1]),
-            CancelTasks(states=[rng.choice(["queued", "assigned", "delayed", "blocked"])], kind=kind, reason="changed my mind"),
+            CancelTasks(
+                states=[rng.choice(["queued", "assigned", "delayed", "blocked"])], kind=kind, reason="changed my mind"
+            ),
             RetryTasks(states=["failed", "dead", "cancelled"]),
             RetryTasks(numbers=numbers),
             ForgetTasks(states=["cancelled"]),
