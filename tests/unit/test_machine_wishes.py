@@ -86,11 +86,10 @@ def test_a_delayed_task_begins_when_it_is_due_and_not_before():
 def test_a_task_has_its_own_count_of_attempts_and_its_own_backoff():
     machine = fleet(("a",), attempts_max=1, backoff_s=50.0)
     submit(machine, task(1, attempts_max=2, backoff_s=0.0), task(2, priority=-1))
-    assert recorded(ended(machine, 1, "failed")) == []
-    assert machine.due_s() == machine.state.now_s
-    machine.apply(ev.TimePassed(machine.state.now_s))
-    assert recorded(ended(machine, 2, "failed")) == [(2, "failed")], "the fleet's policy: one attempt"
+    effects = ended(machine, 1, "failed")
+    assert (recorded(effects), assigned(effects)) == ([], [(1, 2, "a-1")]), "without a pause it keeps its place"
     assert recorded(ended(machine, 1, "failed")) == [(1, "failed")]
+    assert recorded(ended(machine, 2, "failed")) == [(2, "failed")], "the fleet's policy: one attempt"
 
 
 # --------------------------------------------------------------------------- after

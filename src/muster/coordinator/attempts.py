@@ -122,7 +122,11 @@ def _attempt_failed(state: State, task: Task, fact: TaskEnded, taken_s: float, o
         task.move("failed_again")
         base_s = plan.backoff_s if task.backoff_s is None else task.backoff_s
         task.due_s = state.now_s + backoff_s(task.number, task.failures, base_s, plan.backoff_max_s)
-        heappush(state.timers, (task.due_s, "task", task.number))
+        if task.due_s > state.now_s:
+            heappush(state.timers, (task.due_s, "task", task.number))
+        else:
+            task.move("due")
+            enqueue(state, task)
 
 
 def _limited(state: State, task: Task, fact: TaskEnded, out: list[Effect]) -> None:
