@@ -114,3 +114,9 @@ def chatter(value: Any) -> None:
     """Say much, by descriptor: nobody counts these bytes."""
     for _ in range(int(value)):
         os.write(1, b"x" * 1023 + b"\n")
+
+
+def say_later(gate: Any) -> None:
+    while not os.path.exists(gate):
+        time.sleep(0.02)
+    print("said later")

@@ -84,6 +84,20 @@ async def test_a_neighbour_in_the_same_worker_is_not_touched(tmp_path: Path) -> 
         assert (await world.expect(Result)).outcome == "done"
 
 
+async def test_what_has_got_away_from_one_attempt_is_not_held_against_another(tmp_path: Path) -> None:
+    """Its session is its own by now: the marks in its environment say whose it is."""
+    marked = HOLD_ESCAPED.replace("dict()", "os.environ")
+    script = 'case $1 in big) exec "$0" -c "$2" 200;; *) until test -e done; do sleep 0.02; done;; esac'
+    command = ("sh", "-c", script, sys.executable, "{}", marked)
+    async with one_agent(
+        tmp_path, command=command, slots=2, cwd=str(tmp_path), bounds=AgentLimits(rss_bytes=80 * MB)
+    ) as world:
+        world.assign("w", 1, "small")
+        assert_over_memory(await world.run("w", 2, "big"), 80 * MB)
+        (tmp_path / "done").touch()
+        assert (await world.expect(Result)).outcome == "done"
+
+
 async def test_an_attempt_within_its_memory_is_left_alone(tmp_path: Path) -> None:
     brief = HOLD.replace("600", "2.5")  # longer than two looks
     async with one_agent(tmp_path, command=python(brief), bounds=AgentLimits(rss_bytes=200 * MB)) as world:

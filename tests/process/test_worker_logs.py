@@ -38,6 +38,22 @@ async def test_a_log_that_grows_behind_the_workers_back_is_rotated_all_the_same(
         assert sorted(name for name in os.listdir(folder) if name.startswith("log")) == sorted(FILES)
 
 
+async def test_a_log_is_not_rotated_under_a_handler_whose_output_is_captured(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    async with one_agent(tmp_path, handler="handlers_for_tests:say_later", cwd=HERE) as world:
+        log = world.store / "agents" / "w" / "log"
+        world.assign("w", 1, str(gate))
+        before = world.page("w", lambda page: page.state == "busy").heartbeat_ms
+        with log.open("ab") as file:
+            file.write(bytes(LOG_BYTES_MAX))
+        world.page("w", lambda page: page.heartbeat_ms >= before + 2_000)  # two beats have looked at it
+        gate.touch()
+        result = await world.expect(Result)
+        assert result.stdout == b"said later\n"
+        assert b"said" not in log.read_bytes()
+        world.page("w", lambda _: log.stat().st_size < LOG_BYTES_MAX)  # afterwards it is
+
+
 async def test_a_captured_handlers_output_is_no_part_of_the_log(tmp_path: Path) -> None:
     async with one_agent(tmp_path, handler="handlers_for_tests:chatter", cwd=HERE) as world:
         result = await world.run("w", 1, 10)

@@ -77,6 +77,23 @@ def test_logs_of_an_agent_that_is_down_are_read_oldest_first(tmp_path: Path, fol
     assert shown(entries) == [line(number).decode().strip() for number in range(250)]
 
 
+def test_another_file_under_the_same_inode_is_read_from_its_beginning(tmp_path: Path, folder: Path) -> None:
+    """File systems give the number of a removed file to the next one."""
+    log = folder / "log"
+    log.write_bytes(b"old\n")
+    first = True
+
+    def is_over() -> bool:
+        nonlocal first
+        if first:
+            first = False
+            return False
+        log.write_bytes(b"new 1\nnew 2\n")  # written over: the inode stays
+        return True
+
+    assert shown(logs.entries(tmp_path, "a", follow=True, ended=is_over)) == ["old", "new 1", "new 2"]
+
+
 def test_a_new_life_is_followed_from_its_own_beginning(tmp_path: Path, folder: Path) -> None:
     log = AgentLog(folder)
     log.write(b"old\n")
