@@ -163,6 +163,15 @@ def test_agents_that_share_a_worker_go_one_by_one_and_the_others_stay():
     assert assigned(ended(machine, "k-2", 2)) == [(5, 1, "k-2")]
 
 
+def test_an_agent_that_goes_from_a_living_worker_leaves_its_locks_to_others():
+    machine = fleet(2, per_worker=2)
+    for name in ("k-2", "k-1"):
+        machine.apply(ev.LockAsked(AT, name, f"lock-of-{name}-0000", ["door"], 60.0, None, "", []))
+    scale(machine, k=1)
+    machine.apply(ev.AgentDrained(AT, "k-2", 1))
+    assert [(lock.agent, lock.token > 0) for lock in machine.state.locks.locks.values()] == [("k-1", True)]
+
+
 def test_new_agents_that_share_workers_get_workers_of_their_own():
     machine = fleet(4, per_worker=2)
     assert spawned(scale(machine, k=7)) == [("worker-3", 1), ("worker-4", 1)]

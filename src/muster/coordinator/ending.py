@@ -19,6 +19,7 @@ from muster.coordinator.events import (
     RecordingFailed,
     StopRequested,
 )
+from muster.coordinator.locks import facts as locks
 from muster.coordinator.retiring import agent_left
 from muster.coordinator.state import Agent, Ending, State
 from muster.coordinator.tasks import BLOCKED
@@ -158,11 +159,13 @@ def agent_leaving(state: State, agent: Agent, new: str) -> None:
         set_agent_state(state, agent, new)
 
 
-def _agent_drained(state: State, fact: AgentDrained, _out: list[Effect]) -> None:
+def _agent_drained(state: State, fact: AgentDrained, out: list[Effect]) -> None:
     agent = state.agents.get(fact.agent)
     if agent is not None and state.workers[agent.worker].incarnation == fact.incarnation:
         agent_leaving(state, agent, st.DRAINED)
         agent_left(state, agent)
+        if agent.name not in state.agents:  # it is gone for good, and no death of its worker will free its locks
+            locks.free_agents(state, (agent.name,), out)
 
 
 def _stop_requested(state: State, fact: StopRequested, out: list[Effect]) -> None:
