@@ -139,7 +139,7 @@ class Lease:
     ) -> None:
         process = _this_process()
         ends_s = None if timeout_s is None else time.monotonic() + timeout_s
-        patient = False
+        patient, is_first = False, True
         while True:
             asked_s = time.monotonic()
             left_s = None if ends_s is None else max(0.0, ends_s - asked_s)
@@ -152,20 +152,20 @@ class Lease:
             except AskTimeoutError:
                 if not patient or (ends_s is not None and time.monotonic() >= ends_s):
                     raise self._too_late(timeout_s, patient=patient) from None
-                patient = False
+                patient, is_first = False, False
                 continue
             _check(done)
             if done.facts["state"] == "waiting":
                 if on_wait is not None:
                     on_wait(done.facts)
                 patient = True
-            elif not patient:
+            elif is_first and not patient:
                 self.token, self._stored_s = int(done.facts["token"]), asked_s
                 return
             elif await self._confirm():
                 return
             else:
-                patient, self.lock_id = False, uuid.uuid4().hex
+                patient, is_first, self.lock_id = False, True, uuid.uuid4().hex
 
     async def _confirm(self) -> bool:
         """A lock that was waited for began to hold when its turn came, which may be long ago: renew it before anybody relies on it."""
