@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -169,17 +171,74 @@ async def test_a_handler_that_blocks_beyond_its_wall_time_costs_its_worker(tmp_p
         assert await world.exited() == EXIT_REPLACE
 
 
-class _NoLoop:
-    """Fails the test when a timer is asked for."""
+class _Loop:
+    """A clock that stands still, and the timers that were asked of it."""
 
-    def call_later(self, *_: object) -> None:
-        raise AssertionError("nothing has to be looked at")
+    def __init__(self) -> None:
+        self.timers: list[_Timer] = []
+
+    def time(self) -> float:
+        return 100.0
+
+    def call_at(self, when: float, function: Callable[[], None]) -> _Timer:
+        self.timers.append(_Timer(when, function))
+        return self.timers[-1]
+
+    def pending(self) -> list[float]:
+        return [timer.at - 100.0 for timer in self.timers if not timer.is_cancelled]
+
+
+@dataclass
+class _Timer:
+    at: float
+    function: Callable[[], None]
+    is_cancelled: bool = False
+
+    def when(self) -> float:
+        return self.at
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+
+def a_watch() -> tuple[_Loop, MemoryWatch]:
+    loop = _Loop()
+    return loop, MemoryWatch(loop)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("limit_bytes", [None, memory_bytes(), 1 << 60])
 def test_memory_that_has_no_reachable_limit_is_never_looked_at(limit_bytes: int | None) -> None:
-    watch = MemoryWatch(_NoLoop())  # type: ignore[arg-type]
+    loop, watch = a_watch()
     watch.watch(1, limit_bytes, lambda: [os.getpid()], lambda _: None)
+    assert loop.pending() == []
+
+
+def test_the_farther_a_limit_the_rarer_the_looks_and_the_nearest_one_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("muster.agent.bounds.memory_bytes", lambda: 1 << 50)
+    loop, watch = a_watch()
+    watch.watch("far", 50_000 * MB, lambda: [os.getpid()], lambda _: None)
+    assert loop.pending() == [10.0]
+    watch.watch("near", 8_000 * MB, lambda: [os.getpid()], lambda _: None)
+    assert loop.pending() == [2.0]
+    watch.watch("nearest", 500 * MB, lambda: [os.getpid()], lambda _: None)
+    assert loop.pending() == [1.0], "never more than once a second"
+    for key in ("far", "near", "nearest"):
+        watch.forget(key)
+    assert loop.pending() == [], "nothing is looked at when nothing runs"
+
+
+def test_a_breach_is_told_once_and_the_others_are_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("muster.agent.bounds.memory_bytes", lambda: 1 << 50)
+    loop, watch = a_watch()
+    told: list[str] = []
+    watch.watch("over", MB, lambda: [os.getpid()], lambda error: told.append(error.code))
+    watch.watch("under", 4_000 * MB, lambda: [os.getpid()], lambda error: told.append("wrong"))
+    for _ in range(2):
+        timer = next(timer for timer in loop.timers if not timer.is_cancelled)
+        timer.is_cancelled = True
+        timer.function()
+    assert told == ["limit.rss"]
+    assert len(loop.pending()) == 1
 
 
 def test_a_process_that_is_gone_holds_nothing() -> None:

@@ -58,7 +58,8 @@ class MemoryWatch:
         self._loop = loop
         self._watched: dict[object, _Watched] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._pause_s = limits.RSS_SAMPLE_S
+        #: Shortest pause that keeps looking within its share of the time.
+        self._rest_s = limits.RSS_SAMPLE_S
 
     def watch(
         self,
@@ -74,8 +75,7 @@ class MemoryWatch:
         if limit_bytes is None or limit_bytes >= memory_bytes():
             return
         self._watched[key] = _Watched(limit_bytes, processes, exceeded)
-        if self._timer is None:
-            self._timer = self._loop.call_later(self._pause_s, self._look)
+        self._look_within(_reach_s(limit_bytes))
 
     def forget(self, key: object) -> None:
         """The attempt has ended."""
@@ -92,15 +92,31 @@ class MemoryWatch:
     def _look(self) -> None:
         began = time.monotonic()
         self._timer = None
+        soonest_s = limits.RSS_SAMPLE_MAX_S
         for key, watched in list(self._watched.items()):
             held = {pid: rss for pid in watched.processes() if (rss := rss_bytes(pid))}
             total = sum(held.values())
             if total > watched.limit_bytes:
                 del self._watched[key]
                 watched.exceeded(_breach(watched.limit_bytes, total, held))
-        if self._watched and self._timer is None:
-            self._pause_s = max(limits.RSS_SAMPLE_S, (time.monotonic() - began) / limits.RSS_SAMPLE_SHARE)
-            self._timer = self._loop.call_later(self._pause_s, self._look)
+            else:
+                soonest_s = min(soonest_s, _reach_s(watched.limit_bytes - total))
+        self._rest_s = max(limits.RSS_SAMPLE_S, (time.monotonic() - began) / limits.RSS_SAMPLE_SHARE)
+        if self._watched:
+            self._look_within(soonest_s)
+
+    def _look_within(self, pause_s: float) -> None:
+        due_s = self._loop.time() + max(pause_s, self._rest_s)
+        if self._timer is not None:
+            if self._timer.when() <= due_s:
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(due_s, self._look)
+
+
+def _reach_s(room_bytes: int) -> float:
+    """The least time in which that much memory can be filled, within the bounds of looking."""
+    return min(room_bytes / limits.RSS_FILL_BYTES_PER_S, limits.RSS_SAMPLE_MAX_S)
 
 
 def _breach(limit_bytes: int, total: int, held: dict[int, int]) -> MemoryLimitError:

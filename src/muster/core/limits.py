@@ -114,9 +114,13 @@ OPEN_TASKS_MAX = 20_000
 AGENTS_PER_TEAM = 30
 #: Before the end of a grace a team's own agents are ended, so that it can still report: seconds, at most a half of what is left.
 TEAM_MARGIN_S = 0.5
-#: Shortest time between two looks at the memory of the attempts that a worker runs, and the share of the worker's time they may take.
+#: Shortest and longest time between two looks at the memory of the attempts that a worker runs, and the share of the worker's time that
+#: looking may take.
 RSS_SAMPLE_S = 1.0
+RSS_SAMPLE_MAX_S = 10.0
 RSS_SAMPLE_SHARE = 0.05
+#: What an attempt can fill at most in a second (a core writes fresh pages at 1 to 2 GB/s): one far from its limit is looked at less often.
+RSS_FILL_BYTES_PER_S = 4_000_000_000
 #: Locks that are held or waited for in a fleet, and by one agent; names in one of them; bytes of a name. A new glob is compared with all.
 LOCKS_MAX = 4096
 LOCKS_PER_AGENT_MAX = 256
