@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from muster.coordinator import events as ev
 from muster.coordinator import report as reports
 from muster.coordinator.adoption import adopt, plan_of
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from muster.bus.delivery import Delivery
     from muster.coordinator.shell import Shell
     from muster.core.orders import WorkerList
+    from muster.core.protocol import FleetStatus
     from muster.core.spec import FleetSpec
     from muster.errors import MusterError
 
@@ -129,6 +132,9 @@ class Root(Coordinator):
 
     def _overhear(self, message: Any) -> bool:
         return any(caretaker.hear(message) for caretaker in self._caretakers.values())
+
+    def tell_status(self, *, with_agents: bool) -> FleetStatus:
+        return msgspec.structs.replace(super().tell_status(with_agents=with_agents), limits=self.limits.rows())
 
     def answer_status(self, delivery: Delivery) -> None:
         if self._hybrid:

@@ -106,6 +106,7 @@ class ProgressTeller(Loop):
             rate_per_s=rate,
             eta_s=left / rate if rate > 0 and total is not None else None,
             halted=state.ending.reason == "halted",
+            paused_limits={name: pause.until_unix_s for name, pause in state.limit_pauses.items()},
         )
 
     def tell(self) -> None:

@@ -30,6 +30,8 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     rate_per_s: float
     eta_s: float | None
     halted: bool = False
+    #: Limits that are paused, and until when (wall time).
+    paused_limits: dict[str, float] = {}
 
 
 class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,6 +91,8 @@ class FleetStatus(msgspec.Struct, frozen=True, kw_only=True):
     teams: list[TeamStatus] = []
     #: Kinds that are assigned nothing new; "*": all of them.
     paused: list[str] = []
+    #: Every limit of the fleet: phase, who waits, what is available, since when and until when it is paused, and why.
+    limits: list[dict[str, Any]] = []
 
 
 class MetricsSnapshot(msgspec.Struct, frozen=True, kw_only=True):

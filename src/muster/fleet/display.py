@@ -24,7 +24,7 @@ PLAIN_INTERVAL_S = 5.0
 BAR_CELLS_MAX = 40
 BAR_CELLS_MIN = 8
 
-_GREEN, _RED, _DIM, _RESET = "\x1b[32m", "\x1b[31m", "\x1b[2m", "\x1b[0m"
+_GREEN, _RED, _YELLOW, _DIM, _RESET = "\x1b[32m", "\x1b[31m", "\x1b[33m", "\x1b[2m", "\x1b[0m"
 _CLEAR_LINE = "\r\x1b[K"
 
 
@@ -38,6 +38,7 @@ def compose(progress: Progress, width: int, *, color: bool) -> str:
     parts = [(counts, "")]
     if progress.failed:
         parts.append((f"{progress.failed:,} failed", _RED))
+    parts += [(text, _YELLOW) for text in _paused(progress)]
     parts += [(text, _DIM) for text in _rest(progress)]
     room = width - 1  # the last cell stays empty: some terminals wrap as soon as it is written
     while len(parts) > 1 and _cells(parts) > room:
@@ -47,6 +48,15 @@ def compose(progress: Progress, width: int, *, color: bool) -> str:
     if total is None or cells < BAR_CELLS_MIN:
         return text if _cells(parts) <= room else counts[:room]
     return f"{_bar(ended, total, cells, color=color)} {text}"
+
+
+def _paused(progress: Progress) -> list[str]:
+    """Limits that are waited for, and how long still: the answer to "why does nothing happen?"."""
+    left = {name: until - time.time() for name, until in progress.paused_limits.items()}
+    return [
+        f"{name} limited, {clock(wait_s)} left" if wait_s > 0 else f"{name} limited, probing"
+        for name, wait_s in left.items()
+    ]
 
 
 def _rest(progress: Progress) -> list[str]:
@@ -75,7 +85,7 @@ def plain(progress: Progress) -> str:
         else f"{ended:,}/{total:,} {_percent(ended, total)}"
     )
     failed = [f"{progress.failed:,} failed"] if progress.failed else []
-    return "muster: " + ", ".join([counts, *failed, *_rest(progress)])
+    return "muster: " + ", ".join([counts, *failed, *_paused(progress), *_rest(progress)])
 
 
 def rate(per_s: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from typing import Any
 
 import click
@@ -83,6 +84,7 @@ def _lines(found: dict[str, Any], everybody: bool) -> list[str]:
         lines.append(
             f"{name.replace('_', ' ')}: " + ", ".join(f"{key} {value:.1f} ms" for key, value in values.items())
         )
+    lines += [_limit(limit) for limit in found.get("limits") or []]
     lines += _supervision(found.get("supervision") or {})
     teams = found.get("teams") or []
     if teams:
@@ -97,6 +99,20 @@ def _lines(found: dict[str, Any], everybody: bool) -> list[str]:
     for agent in listed:
         lines += [f"  {agent['agent']}: {safe(text)}" for text in agent.get("evidence") or []]
     return lines
+
+
+def _limit(told: dict[str, Any]) -> str:
+    """One limit: what it lets pass, or since when and until when it lets nothing pass."""
+    counts = f"{told['in_flight']:,} in flight, {told['waiting']:,} waiting"
+    if told["until_unix_s"] is not None:
+        since, until = (
+            time.strftime("%H:%M:%S", time.localtime(told[f"{when}_unix_s"])) for when in ("since", "until")
+        )
+        doing = "probing since then" if told["phase"] == "probing" else "paused"
+        why = f" ({safe(told['why'])})" if told["why"] else ""
+        return paint(f"limit {told['limit']}: {doing}, since {since} until {until}{why}; {counts}", "yellow")
+    left = ", ".join(f"{count:,} {meter} at once" for meter, count in told["available"].items())
+    return f"limit {told['limit']}: open{f', {left}' if left else ''}; {counts}, {told['granted']:,} granted so far"
 
 
 def _supervision(told: dict[str, Any]) -> list[str]:
