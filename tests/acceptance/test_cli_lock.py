@@ -179,7 +179,7 @@ def test_commands_of_agents_lock_as_their_agents_and_share_no_lock(harbour: Worl
 
 
 SCRIPT = """
-import sys
+import os, signal, time
 from muster.agent.client import OwnerClient
 from muster.errors import MusterError
 with OwnerClient() as one, OwnerClient() as other:
@@ -195,6 +195,18 @@ with OwnerClient() as one, OwnerClient() as other:
     left = other.lock("b")
     other.close()
     print(one.lock("b", timeout_s=20).token > left.token)
+    with one.lock("c"):
+        def line(length):
+            while len(one.ask("coordinator", {}, type="lock.list")["body"]["facts"]["locks"]) != length:
+                time.sleep(0.01)
+        waits = os.fork()
+        if not waits:
+            OwnerClient().lock("c")
+        line(3)
+        os.kill(waits, signal.SIGKILL)
+        os.waitpid(waits, 0)
+        line(2)
+        print("who waited and died stands in line no more")
     try:
         one.lock("x/../y")
     except MusterError as error:
@@ -206,7 +218,8 @@ def test_a_script_of_an_agent_locks_by_connection(harbour: World) -> None:
     (harbour.work / "script.py").write_text(SCRIPT)
     work_on(harbour, 1, f"{sys.executable} script.py > said 2>&1; mv said done")
     eventually((harbour.work / "done").exists, PATIENCE_S, "the script has ended")
-    assert (harbour.work / "done").read_text().split() == ["lock.held", "1", "True", "True", "usage"]
+    said = (harbour.work / "done").read_text().splitlines()
+    assert said == ["lock.held", "1", "True", "True", "who waited and died stands in line no more", "usage"]
     eventually(lambda: locks(harbour) == [], PATIENCE_S, "what it held has gone with it")
 
 
