@@ -268,13 +268,13 @@ def test_a_storm_of_signals_costs_no_exit_and_no_stop(fleet: ToyFleet) -> None:
     coordinator = fleet.coordinator()
     harmless = (signal.SIGCHLD, signal.SIGCONT, signal.SIGWINCH, signal.SIGURG)
     for number in range(30):
-        coordinator.order("w", number + 1, do="exit", status=number)
+        coordinator.order(f"w-{number}", do="exit", status=number)
         for _ in range(100):
             for each in harmless:
                 os.kill(client.pid, each)
     for number in range(30):
-        assert coordinator.exited("w", 20, incarnation=number + 1).exit_status == number
-        coordinator.send(ExitSeen(worker="w", incarnation=number + 1))
+        assert coordinator.exited(f"w-{number}", 20).exit_status == number
+        coordinator.send(ExitSeen(worker=f"w-{number}", incarnation=1))
     assert client.ping()["stopping"] is None
     coordinator.finish()
     assert client.wait(10) == 0
