@@ -33,14 +33,15 @@ def order(fleet: Fleet, body: msgspec.Struct, *, timeout_s: float = ORDER_S) -> 
     """
     if fleet.spawner_pid is None:
         raise FleetNotRunningError(f"the fleet {fleet.name!r} is not running", fleet=fleet.name)
-    done = ask(fleet, body, Done, timeout_s)
-    if not done.ok:
-        raise error_of({**done.facts, "code": done.code, "message": done.message})
-    return done.facts
+    return ask(fleet, body, Done, timeout_s).facts
 
 
 def ask(fleet: Fleet, body: msgspec.Struct, reply: type[T], timeout_s: float) -> T:
-    """Ask the coordinator, and return its reply as a struct of `reply`'s type. Raises what `Bus.open` and `Bus.ask` raise."""
+    """Ask the coordinator, and return its reply as a struct of `reply`'s type.
+
+    Raises:
+        MusterError: The coordinator refused it, of the class that its code names. Else what `Bus.open` and `Bus.ask` raise.
+    """
     try:
         return asyncio.run(_ask_as(fleet, OPERATOR, body, reply, timeout_s))
     except IdentityBusyError:
@@ -53,4 +54,8 @@ async def _ask_as(fleet: Fleet, name: str, body: msgspec.Struct, reply: type[T],
     keyring = Keyring.from_master(load_master(fleet.store), name)
     async with await Bus.open(fleet.store, name, keyring, wait_s=2.0 if name == OBSERVER else 0.0) as bus:
         message = await bus.ask(COORDINATOR, body, type=TYPE_OF[type(body)], timeout_s=timeout_s)
+        if message.type == TYPE_OF[Done]:
+            done = message.decode(Done)
+            if not done.ok:
+                raise error_of({**done.facts, "code": done.code, "message": done.message})
         return message.decode(reply)
