@@ -46,6 +46,11 @@ def excess(stamps_ns: list[int], per_s: float, burst: int, slack_ns: int) -> flo
     )
 
 
+def goes_on(run: Muster, seen: int) -> None:
+    """Wait until it has said more than that, or has ended."""
+    eventually(lambda: len(run.output) > seen or run.process.poll() is not None, PATIENCE_S)
+
+
 def stamps_of(muster: Muster) -> list[int]:
     return [int(line) for line in muster.output.split()]
 
@@ -74,8 +79,7 @@ def test_kills_of_workers_and_coordinators_mint_no_credit(place: Place) -> None:
         if victim is None or run.process.poll() is not None:
             break
         os.kill(victim, signal.SIGKILL)
-        seen = len(run.output)
-        eventually(lambda seen=seen: len(run.output) > seen or run.process.poll() is not None, PATIENCE_S)
+        goes_on(run, len(run.output))
     assert run.end(90) == 0, run.errors
     stamps = stamps_of(run)
     assert len(stamps) >= 160
@@ -137,7 +141,7 @@ def test_a_server_that_says_429_hears_nothing_until_its_reset_then_one_then_the_
         "--results", str(results), "-a", place.inputs(map(str, range(60))), sys.executable, "-IS", fetch, vendor.url, "{}",
     )  # fmt: skip
     eventually(lambda: vendor.opens_at is not None, PATIENCE_S)
-    told = eventually(lambda: paused(place), PATIENCE_S)
+    told = eventually(lambda: paused(place), PATIENCE_S) or {}
     assert told["limit"] == "api"
     assert told["until_unix_s"] > time.time()
     assert run.end(60) == 0, run.errors

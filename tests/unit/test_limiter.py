@@ -55,7 +55,9 @@ def test_giving_back_never_mints(forgets):
     for seed in range(4000):
         rng = random.Random(seed)
         rate, burst = Rate(1, rng.randint(1, 8)), rng.randint(2, 12)
-        gcra, now, passed, held = Gcra(rate, burst, 0), 0, {}, {}
+        gcra, now = Gcra(rate, burst, 0), 0
+        passed: dict[int, tuple[int, int]] = {}
+        held: dict[int, tuple[int, int]] = {}
         for _ in range(30):
             now += rng.choice((0, 0, 1, 3, 10, 40))
             units = rng.randint(1, burst)
@@ -209,7 +211,7 @@ def test_a_group_that_was_silent_has_saved_up_no_turns():
         now = max(now + 1, shared.due_ns() or 0)
     for number in range(300, 600):
         shared.ask(ask(number, group="b"))
-    groups = []
+    groups: list[str] = []
     while len(groups) < 20:
         groups += [grant.ask.group for grant in shared.grants(now)]
         now = max(now + 1, shared.due_ns() or 0)
@@ -235,7 +237,7 @@ def test_after_a_refusal_nobody_goes_before_the_reset_then_one_then_all_at_the_r
     back = until + 31 * S
     paused.settle(probe.ask.ask_id, None, back)
     assert paused.phase == "open"
-    times = []
+    times: list[int] = []
     now = back
     while len(times) < 30:
         times += [now] * len(paused.grants(now))

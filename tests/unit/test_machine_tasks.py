@@ -328,4 +328,5 @@ def test_a_vendors_limit_is_nobodys_failure_and_the_session_goes_on():
     due = machine.due_s()
     assert due == machine.state.now_s + 60.0
     (post,) = [effect for effect in machine.apply(ev.TimePassed(due)) if isinstance(effect, ev.Post)]
+    assert isinstance(post.body, Assign)
     assert (post.body.attempt, post.body.session) == (2, "s-1")

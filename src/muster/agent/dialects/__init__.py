@@ -10,4 +10,4 @@ from muster.agent.dialects.reading import Limited, Reader, Reading
 #: Dialect -> its reader. A preset names its dialect.
 READERS: dict[str, type[Reader]] = {"claude": ClaudeReader, "codex": CodexReader, "gemini": GeminiReader}
 
-__all__ = ["READERS", "Limited", "Reader", "Reading"]
+__all__ = ["READERS", "ClaudeReader", "CodexReader", "GeminiReader", "Limited", "Reader", "Reading"]
