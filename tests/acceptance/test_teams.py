@@ -163,10 +163,11 @@ def test_a_root_killed_while_it_dissolves_a_team_goes_on_with_that(world: World)
 def test_a_team_whose_log_is_destroyed_is_given_up_and_its_attempts_run_again(world: World) -> None:
     run, results = start_run(world, "--name", "torn")
     wait_for_lines(results, 5)
-    log = world.root / "torn" / "coordinator-team-2" / "log"
-    for path in log.iterdir():
+    pid = world.pid_of("team", "team-2")
+    os.kill(pid, signal.SIGSTOP)  # so that nobody writes while the log is overwritten
+    for path in (world.root / "torn" / "coordinator-team-2" / "log").iterdir():
         path.write_bytes(os.urandom(8192))
-    kill(world, "team", "team-2")
+    os.kill(pid, signal.SIGKILL)
     eventually(lambda: noted(world.root / "torn", "team.dissolved"), PATIENCE_S, "the team is at its end")
     # Up to two attempts were running when its workers were killed, and two waited.
     assert_done_once(world, run, results, died=4)
