@@ -33,6 +33,7 @@ from muster.security.keys import Keyring, load_master
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from muster.bus.grant import Limited
     from muster.bus.lease import Locked
 
 Handler = TypeVar("Handler", bound="Callable[[Any], Any]")
@@ -86,6 +87,14 @@ class Agent:
         if self._bus is None:
             raise UsageError(f"{self.id} is not running")
         return self._bus
+
+    def limit(self, name: str, *, requests: int = 1, timeout_s: float | None = None, **amounts: int) -> Limited:
+        """Credit of a limit of the whole fleet: `async with agent.limit("anthropic", tokens=1200) as grant:`. See `Bus.limit`.
+
+        A handler that is refused by the resource says so (`grant.refused(retry_after_s=30)`) and raises RateLimitedError: its task is
+        tried again when the limit is over, and charged to nobody.
+        """
+        return self.bus.limit(name, requests=requests, timeout_s=timeout_s, **amounts)
 
     def lock(self, *names: str, timeout_s: float | None = None, ttl_s: float = limits.LOCK_TTL_S) -> Locked:
         """A lease on names and file globs, for async handlers: `async with agent.lock("src/api/**") as lease:`. See `Bus.lock`."""

@@ -27,7 +27,7 @@ from muster.agent.output import Capture
 from muster.agent.remains import Marks
 from muster.agent.task import Task
 from muster.core import limits
-from muster.errors import BodyEncodingError, BodyTooLargeError, HandlerNotFoundError, MusterError
+from muster.errors import BodyEncodingError, BodyTooLargeError, HandlerNotFoundError, MusterError, RateLimitedError
 from muster.supervise.tree import descendants_of
 
 if TYPE_CHECKING:
@@ -261,6 +261,8 @@ class _Call:
         """In the slot's thread."""
         try:
             ending = Ending("done", value=encode_value(self.slot.call(handler, argument)))
+        except RateLimitedError as error:  # a limit was met: nobody's failure
+            ending = Ending("limited", error=error.as_dict(), resets_in_s=error.retry_after_s)
         except MusterError as error:
             ending = Ending("failed", error=error.as_dict())
         except (

@@ -32,6 +32,8 @@ from muster.coordinator.tasks import (
     backoff_s,
 )
 
+#: Shortest wait after a vendor's limit: what refuses at once must not be asked in a circle.
+LIMITED_S_MIN = 0.1
 #: Weight of the newest attempt in the mean that decides about prefetching.
 _MEAN_WEIGHT = 1 / 16
 
@@ -139,7 +141,7 @@ def _limited(state: State, task: Task, fact: TaskEnded, out: list[Effect]) -> No
         cancelled(state, task, out, has_result=True)
         return
     task.move("limited")
-    task.due_s = state.now_s + fact.retry_in_s
+    task.due_s = state.now_s + max(LIMITED_S_MIN, fact.retry_in_s)
     heappush(state.timers, (task.due_s, "task", task.number))
 
 
