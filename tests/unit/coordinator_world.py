@@ -7,6 +7,8 @@ import contextlib
 import json
 import os
 import socket
+from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
@@ -39,7 +41,7 @@ from muster.core.protocol import (
     TaskInput,
     TaskOutput,
 )
-from muster.core.spec import AgentSpec, FleetSpec, RetrySpec, RunSpec, roster
+from muster.core.spec import AgentSpec, FleetSpec, RetrySpec, RunSpec, roster, teams
 from muster.security.keys import Keyring, load_master
 from muster.testing.waiting import eventually_async
 
@@ -56,7 +58,7 @@ class Agent:
     async def live(self):
         self.bus = await Bus.open(self.world.store, self.name, self.world.keyring(self.name), wait_s=5)
         try:
-            self.bus.post_struct("coordinator", Ready(incarnation=self.incarnation, pid=os.getpid(), slots=1))
+            self.bus.post_struct(self.world.name, Ready(incarnation=self.incarnation, pid=os.getpid(), slots=1))
             while not self.gone:
                 delivery = await self.bus.receive()
                 assert delivery is not None, "a wait without a limit ends with a delivery"
@@ -81,7 +83,7 @@ class Agent:
         elif kind == "agent.roll_call":
             nonce = delivery.decode(RollCall).nonce
             self.bus.post_struct(
-                "coordinator", Ready(incarnation=self.incarnation, pid=1, slots=1, holding=self.holding, nonce=nonce)
+                self.world.name, Ready(incarnation=self.incarnation, pid=1, slots=1, holding=self.holding, nonce=nonce)
             )
         elif kind == "agent.ping":
             delivery.reply(Pong(sent_ns=delivery.decode(Ping).sent_ns), type="agent.pong")
@@ -89,7 +91,7 @@ class Agent:
             if delivery.decode(Drain).now or True:
                 for key in list(self.holding):
                     self.end(key, outcome="cancelled")
-            self.bus.post_struct("coordinator", Drained(incarnation=self.incarnation))
+            self.bus.post_struct(self.world.name, Drained(incarnation=self.incarnation))
             self.gone = True
 
     def end(self, key, **fields):
@@ -98,11 +100,14 @@ class Agent:
         out = fields.get("stdout", b"")
         fields.setdefault("stdout_bytes", len(out))
         self.bus.post_struct(
-            "coordinator", Result(number=key[0], attempt=key[1], incarnation=self.incarnation, **fields)
+            self.world.name, Result(number=key[0], attempt=key[1], incarnation=self.incarnation, **fields)
         )
 
 
 class CoordinatorWorld:
+    #: Who is under test.
+    name = "coordinator"
+
     def __init__(self, tmp_path, *, agents=2, run=None, **spec):
         self.store = create_store(tmp_path / "fleet")
         self.results = tmp_path / "results.jsonl"
@@ -113,9 +118,9 @@ class CoordinatorWorld:
             run=RunSpec(**run) if run is not False else None, grace_s=2.0, retry=RetrySpec(attempts_max=2, backoff_s=0.01), **spec,
         )  # fmt: skip
         write_spec(self.store, self.spec)
-        for name in ("coordinator", "operator", *roster(self.spec)):
+        for name in ("coordinator", "operator", *teams(self.spec), *roster(self.spec)):
             add_agent(self.store, name)
-        self.work = lambda assign: {"stdout": f"out {assign.input}\n".encode()}
+        self.work: Callable[[Any], dict[str, Any] | None] = lambda assign: {"stdout": f"out {assign.input}\n".encode()}
         self.agents: dict[str, tuple[Agent, asyncio.Task]] = {}
         self.alive: dict[str, int] = {}
         self.exits: dict[tuple[str, int], WorkerExited] = {}
@@ -147,7 +152,7 @@ class CoordinatorWorld:
         self.control = mine
         loop = asyncio.get_running_loop()
         loop.add_reader(mine.fileno(), self._obey)
-        task = asyncio.create_task(main_module._coordinate(self.store, theirs.detach()))
+        task = asyncio.create_task(main_module._coordinate(self.store, theirs.detach(), self.name))
         self.tasks.append(task)
         return task
 
@@ -171,7 +176,11 @@ class CoordinatorWorld:
             message = msgspec.msgpack.decode(record, type=ToSpawner)
             if isinstance(message, ListWorkers):
                 alive = [WorkerStarted(worker=w, incarnation=i, pid=1, start_time=1) for w, i in self.alive.items()]
-                self.say(WorkerList(alive=alive, exited=list(self.exits.values()), coordinator_restarts=self.restarts))
+                exited = list(self.exits.values())
+                incarnation = self.restarts + 1
+                self.say(
+                    WorkerList(alive=alive, exited=exited, coordinator_restarts=self.restarts, incarnation=incarnation)
+                )
             elif isinstance(message, SpawnWorker):
                 self.alive[message.worker] = message.incarnation
                 agent = Agent(self, message.worker, message.incarnation)
