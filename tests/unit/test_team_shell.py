@@ -103,7 +103,7 @@ class Died(Exception):
     pass
 
 
-STEPS = {Upstream: ("record", "say", "after_turn"), Shell: ("post", "_carry_out")}
+STEPS = {Upstream: ("record", "say", "retry", "after_turn"), Shell: ("post", "_carry_out")}
 #: The n-th call of a step; there are only so many of the rarer ones.
 DEATHS = [
     (owner, step, when)
@@ -139,6 +139,42 @@ async def test_a_team_that_dies_in_a_turn_is_followed_by_one_that_says_every_end
     assert Counter(key for agent, _ in world.agents.values() for key in agent.seen) == Counter(
         {(number, 1): 1 for number in range(1, 31)}
     ), "no agent was given what another one had"
+
+
+async def test_an_end_without_a_result_that_a_dead_coordinator_did_not_say_is_said_by_the_next(world, monkeypatch):
+    first = world.start()
+    world.work = lambda assign: None
+    world.assign(7)
+    await world.until(lambda: any(agent.holding for agent, _ in world.agents.values()))
+    (holder,) = [name for name, (agent, _) in world.agents.items() if agent.holding]
+    monkeypatch.setattr(Upstream, "_say_end", lambda self, record: (_ for _ in ()).throw(Died))
+    await world.kill(holder)
+    with pytest.raises(Died):
+        await asyncio.wait_for(first, 10)
+    monkeypatch.undo()
+    world.start()
+    await world.until(lambda: world.ends())
+    assert world.ends() == Counter({(7, 1, "died"): 1})
+
+
+async def test_a_result_that_was_said_but_not_acked_before_a_death_is_not_said_again(world, monkeypatch):
+    first = world.start()
+    real = Upstream.say
+
+    def dying(self, body, message_id=None, delivery=None):
+        real(self, body, message_id, None)
+        if delivery is not None:
+            raise Died
+
+    monkeypatch.setattr(Upstream, "say", dying)
+    world.assign(7)
+    with pytest.raises(Died):
+        await asyncio.wait_for(first, 10)
+    monkeypatch.undo()
+    world.start()
+    world.assign(8)
+    await world.until(lambda: (8, 1, "done") in world.ends())
+    assert world.ends() == Counter({(7, 1, "done"): 1, (8, 1, "done"): 1})
 
 
 async def test_a_roll_call_of_the_root_is_answered_with_what_the_team_holds(world):

@@ -107,7 +107,7 @@ def give_up(state: State, worker: Worker, out: list[Effect]) -> None:
     heirs = [
         other
         for other in state.workers.values()
-        if other.is_team and other.state in (*st.LIVE, st.PAUSED) and state.agents[other.agents[0]].kind == kind
+        if other.state in (*st.LIVE, st.PAUSED) and state.agents[other.agents[0]].kind == kind
     ]
     heirs.sort(key=lambda heir: heir.size)  # stable: equal ones stay in the order of the plan
     state.dissolving[worker.name] = [heir.name for heir in heirs]
