@@ -99,10 +99,14 @@ def handed_back(state: State, task: Task, out: list[Effect]) -> None:
         _leave(state, task, REFUSED, out)
 
 
-def freed(state: State, task: Task, blame: str | None, out: list[Effect]) -> None:
-    """The worker of its agent is proven dead. `blame`: the evidence, if the attempt may have begun."""
-    if blame is None:
+def freed(state: State, task: Task, blame: str | None, out: list[Effect], *, has_begun: bool) -> None:
+    """The worker of its agent is proven dead. `blame`: the evidence, if the attempt may have begun and nothing else explains the death."""
+    if not has_begun:
         handed_back(state, task, out)
+        return
+    if blame is None:
+        state.counters.handed_back += 1
+        _leave(state, task, REFUSED, out)
         return
     task.note(blame)
     state.counters.reassigned += 1

@@ -216,15 +216,16 @@ def reclaim(state: State, worker: Worker, blame: str | None, out: list[Effect]) 
             # What waited behind the running ones has not begun: an agent starts them in order, and results came before the death.
             task = state.tasks[number]
             how = f"attempt {task.attempt} on {task.agent}: its worker {blame}"
-            free(state, task, how if blame is not None and place < agent.slots else None, out)
+            has_begun = place < agent.slots
+            free(state, task, how if blame is not None and has_begun else None, out, has_begun=has_begun)
     locks.free_agents(state, worker.agents, out)
     forget_retired(state, worker)
 
 
-def free(state: State, task: Task, blame: str | None, out: list[Effect]) -> None:
-    """An attempt is over that left no result. `blame`: how it died, if it had begun; None: it had not, or nobody is to be blamed."""
+def free(state: State, task: Task, blame: str | None, out: list[Effect], *, has_begun: bool = True) -> None:
+    """An attempt is over that left no result. `blame`: how it died, if it may have begun; None: it had not, or nobody is to be blamed."""
     if state.plan.upstream:
-        entrusted.freed(state, task, blame, out)
+        entrusted.freed(state, task, blame, out, has_begun=has_begun)
         return
     if blame is not None:
         task.deaths += 1
