@@ -299,7 +299,7 @@ class RestartRequested(Fact, frozen=True, tag=26):
     workers: list[str]
     grace_s: float | None = None
     #: What a root passes on to its teams, each of which knows its own agents; none: all of them.
-    names: list[str] = []
+    names: list[str] = msgspec.field(default_factory=list)
 
 
 class FleetScaled(Fact, frozen=True, tag=27):

@@ -10,6 +10,7 @@ import contextlib
 import gc
 from typing import TYPE_CHECKING
 
+from muster.coordinator.admission import Door
 from muster.coordinator.grants import Grants
 from muster.coordinator.locks.watch import HolderWatch
 from muster.coordinator.resizing import Resizer
@@ -64,6 +65,7 @@ class Coordinator:
         return [
             self.health,
             HolderWatch(self.shell),
+            Door(self.shell, self.spec.admit),
             *([self.pinger] if self.pinger is not None else []),
             *([SizeWatch(self.shell, self.health)] if is_bounded else []),
         ]

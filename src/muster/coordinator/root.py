@@ -134,7 +134,9 @@ class Root(Coordinator):
         return any(caretaker.hear(message) for caretaker in self._caretakers.values())
 
     def tell_status(self, *, with_agents: bool) -> FleetStatus:
-        return msgspec.structs.replace(super().tell_status(with_agents=with_agents), limits=self.limits.rows())
+        return msgspec.structs.replace(
+            super().tell_status(with_agents=with_agents), limits=self.limits.rows(), held_back=self.shell.held_back
+        )
 
     def answer_status(self, delivery: Delivery) -> None:
         if self._hybrid:

@@ -107,6 +107,7 @@ class ProgressTeller(Loop):
             eta_s=left / rate if rate > 0 and total is not None else None,
             halted=state.ending.reason == "halted",
             paused_limits={name: pause.until_unix_s for name, pause in state.limit_pauses.items()},
+            held_back=self._shell.held_back,
         )
 
     def tell(self) -> None:

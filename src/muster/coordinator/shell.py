@@ -86,6 +86,8 @@ class Shell:
         #: Hears which worker is dead.
         self.on_exit: Callable[[str], None] = lambda _worker: None
         self.watch_holder: Callable[[ev.WatchHolder], None] = lambda _holder: None
+        #: Why the machine has no room for more; "": it has.
+        self.held_back = ""
         self.wake = asyncio.Event()
         self.intake = Intake(self)
         self._pending: dict[str, deque[ev.Post]] = {}
@@ -133,8 +135,9 @@ class Shell:
         recorder = self.recorder
         if recorder.waiting:
             recorder.retry()
-        if recorder.is_jammed == self.machine.state.admission_open:
-            intake.facts.append(ev.AdmissionChanged(now_s, not recorder.is_jammed))
+        is_open = not recorder.is_jammed and not self.held_back
+        if is_open != self.machine.state.admission_open:
+            intake.facts.append(ev.AdmissionChanged(now_s, is_open))
         if taken or intake.facts:
             await self.commit()
         return bool(taken)

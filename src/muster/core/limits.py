@@ -129,3 +129,6 @@ LOCK_NAME_BYTES_MAX = 512
 #: Time for which a lease holds without being renewed; its holder renews it after a third of that.
 LOCK_TTL_S = 60.0
 LOCK_TTL_S_MIN, LOCK_TTL_S_MAX = 1.0, 86_400.0
+#: Memory and descriptors that a machine must have left for anything new to begin: below that it is about to kill at random.
+ADMIT_MEMORY_BYTES = 200_000_000
+ADMIT_FDS = 1_000

@@ -32,6 +32,8 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     halted: bool = False
     #: Limits that are paused, and until when (wall time).
     paused_limits: dict[str, float] = {}
+    #: Why nothing new begins, if the machine has no room for more.
+    held_back: str = ""
 
 
 class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,6 +93,8 @@ class FleetStatus(msgspec.Struct, frozen=True, kw_only=True):
     teams: list[TeamStatus] = []
     #: Kinds that are assigned nothing new; "*": all of them.
     paused: list[str] = []
+    #: Why nothing new begins although there is work: the machine has no room.
+    held_back: str = ""
     #: Every limit of the fleet: phase, who waits, what is available, since when and until when it is paused, and why.
     limits: list[dict[str, Any]] = []
 

@@ -62,6 +62,14 @@ def strictest(children: Iterable[ChildSpec]) -> ChildSpec:
     return msgspec.structs.replace(first, **bounds)
 
 
+class AdmitSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the machine must have left for anything new to begin; 0: not looked at."""
+
+    memory_bytes: int = limits.ADMIT_MEMORY_BYTES
+    load: float = 0.0
+    fds: int = limits.ADMIT_FDS
+
+
 class MeterSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One quantity of a limit: `amount` units in `period_ns`, up to `burst` of them at once."""
 
@@ -236,6 +244,7 @@ class FleetSpec(msgspec.Struct, frozen=True, kw_only=True):
     teams: TeamsSpec | None = None
     hooks: tuple[HookSpec, ...] = ()
     limits: tuple[LimitSpec, ...] = ()
+    admit: AdmitSpec = AdmitSpec()
 
 
 def roster(spec: FleetSpec) -> list[str]:

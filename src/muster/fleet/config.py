@@ -18,7 +18,7 @@ import msgspec
 from muster.core import limits
 from muster.core.names import agent_id, fleet_name
 from muster.core.settings import BusSettings
-from muster.core.spec import AgentSpec, FleetSpec, HookSpec, LimitSpec, RetrySpec, identities
+from muster.core.spec import AdmitSpec, AgentSpec, FleetSpec, HookSpec, LimitSpec, RetrySpec, identities
 from muster.core.wishes import check_tags
 from muster.errors import ConfigError, InvalidNameError
 from muster.fleet.bounds import bounded, bounds_of
@@ -27,15 +27,24 @@ from muster.fleet.coding import Coding, coding_of, worktree_of
 from muster.fleet.division import check_teams, teams_spec
 from muster.fleet.durations import parse_duration
 from muster.fleet.hooks import hook_of
-from muster.fleet.limiting import limit_of, with_limits
+from muster.fleet.limiting import admit_of, limit_of, with_limits
 from muster.fleet.profiles import DEFAULT, PROFILES
-from muster.fleet.tables import AgentTable, BusTable, FleetTable, HookTable, LimitsTable, LimitTable, TeamsTable
+from muster.fleet.tables import (
+    AdmitTable,
+    AgentTable,
+    BusTable,
+    FleetTable,
+    HookTable,
+    LimitsTable,
+    LimitTable,
+    TeamsTable,
+)
 
 T = TypeVar("T", bound=msgspec.Struct)
 
 
 #: What may stand at the top level.
-TABLES = ("fleet", "bus", "agents", "teams", "hooks", "limits")
+TABLES = ("fleet", "bus", "agents", "teams", "hooks", "limits", "admit")
 #: Keys of `[fleet]` that MUSTER_<KEY> sets. The name is chosen by MUSTER_FLEET, which selects a fleet and renames none.
 ENVIRONMENT_KEYS: tuple[str, ...] = tuple(key for key in FleetTable.__struct_fields__ if key != "name")
 
@@ -54,6 +63,7 @@ class FleetConfig:
     origins: dict[str, str] = field(default_factory=dict)
     hooks: tuple[HookSpec, ...] = ()
     limits: dict[str, LimitSpec] = field(default_factory=dict)
+    admit: AdmitSpec = field(default_factory=AdmitSpec)
 
     def written_bus(self) -> dict[str, int]:
         """The keys of `[bus]` that somebody wrote."""
@@ -103,6 +113,7 @@ class FleetConfig:
             store_id=store_id,
             agents=kinds,
             limits=shared,
+            admit=self.admit,
             agents_per_worker=table.agents_per_worker,
             edges=table.edges or self._edges(),
             retry=RetrySpec(attempts_max=table.retries + 1, backoff_s=parse_duration(table.backoff, "backoff")),
@@ -161,9 +172,15 @@ def load(
         origins=origins,
         hooks=_hooks(document.get("hooks", {}), path),
         limits=_limits(document.get("limits", {}), path),
+        admit=_admit(document.get("admit", {}), path),
     )
     _check(config)
     return config
+
+
+def _admit(written: object, path: Path) -> AdmitSpec:
+    table = _convert(_table(written, AdmitTable, path, "[admit]"), AdmitTable, path, "[admit]")
+    return admit_of(table, f"{path}: [admit]")
 
 
 def _limits(tables: object, path: Path) -> dict[str, LimitSpec]:

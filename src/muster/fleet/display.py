@@ -54,8 +54,11 @@ def _paused(progress: Progress) -> list[str]:
     """Limits that are waited for, and how long still: the answer to "why does nothing happen?"."""
     left = {name: until - time.time() for name, until in progress.paused_limits.items()}
     return [
-        f"{name} limited, {clock(wait_s)} left" if wait_s > 0 else f"{name} limited, probing"
-        for name, wait_s in left.items()
+        *(["held back: no room on this machine"] if progress.held_back else []),
+        *(
+            f"{name} limited, {clock(wait_s)} left" if wait_s > 0 else f"{name} limited, probing"
+            for name, wait_s in left.items()
+        ),
     ]
 
 

@@ -6,9 +6,10 @@ import msgspec
 
 from muster.core.names import limit_name
 from muster.core.presets import PRESETS
-from muster.core.spec import AgentSpec, LimitSpec, MeterSpec
+from muster.core.spec import AdmitSpec, AgentSpec, LimitSpec, MeterSpec
 from muster.errors import ConfigError, InvalidNameError
-from muster.fleet.tables import LimitTable
+from muster.fleet.sizes import parse_bytes
+from muster.fleet.tables import AdmitTable, LimitTable
 from muster.limit.rates import AMOUNT_MAX, parse_amount, parse_rate
 
 #: More grants at once than this are no bound.
@@ -77,3 +78,20 @@ def with_limits(
             kind = msgspec.structs.replace(kind, limit=api)  # noqa: PLW2901 -- the kind as it is from here on
         kinds.append(kind)
     return tuple(kinds), tuple(found.values())
+
+
+def admit_of(table: AdmitTable, place: str) -> AdmitSpec:
+    """What the machine must have left.
+
+    Raises:
+        ConfigError: A value cannot be.
+    """
+    default = AdmitSpec()
+    memory = default.memory_bytes
+    if table.memory is not None:
+        memory = 0 if table.memory in (0, "0") else parse_bytes(table.memory, f"{place} memory")
+    load = default.load if table.load is None else table.load
+    fds = default.fds if table.fds is None else table.fds
+    if not 0 <= load < 1e6 or not 0 <= fds < 1 << 40:
+        raise ConfigError(f"{place} load and fds must not be negative", key="admit")
+    return AdmitSpec(memory_bytes=memory, load=load, fds=fds)

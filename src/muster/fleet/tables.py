@@ -108,3 +108,11 @@ class LimitTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     burst: int | str | None = None
     tokens_burst: int | str | None = None
     concurrency: int | None = None
+
+
+class AdmitTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[admit]`: what the machine must have left for anything new to begin; 0 looks away."""
+
+    memory: str | int | None = None
+    load: float | None = None
+    fds: int | None = None

@@ -84,6 +84,8 @@ def _lines(found: dict[str, Any], everybody: bool) -> list[str]:
         lines.append(
             f"{name.replace('_', ' ')}: " + ", ".join(f"{key} {value:.1f} ms" for key, value in values.items())
         )
+    if found.get("held_back"):
+        lines.append(paint(f"nothing new begins: {safe(found['held_back'])}", "yellow"))
     lines += [_limit(limit) for limit in found.get("limits") or []]
     lines += _supervision(found.get("supervision") or {})
     teams = found.get("teams") or []
