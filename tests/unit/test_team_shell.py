@@ -96,7 +96,7 @@ async def test_the_death_of_an_agent_goes_up_with_its_evidence(world):
     await world.until(lambda: world.ends())
     (result,) = [one for one in world.heard if isinstance(one, Result)]
     assert (result.outcome, result.agent) == ("died", holder)
-    assert f"on {holder}: its worker died by signal 9" in result.error["message"]
+    assert f"on {holder}: its worker died by signal 9" in str(result.error)
 
 
 class Died(Exception):
