@@ -252,6 +252,11 @@ class Muster:
         told = self.ping()
         return {} if told is None else {worker["worker"]: worker["pid"] for worker in told["workers"]}
 
+    def teams(self) -> dict[str, int]:
+        """Team -> pid of the coordinators of teams that live."""
+        told = self.ping()
+        return {} if told is None else {team["team"]: team["pid"] for team in told["teams"]}
+
 
 def _take_terminal() -> None:
     import fcntl

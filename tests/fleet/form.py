@@ -31,7 +31,9 @@ class Form(NamedTuple):
 
 BRIEF = Form("brief", ((50, 0),), 50, (24, 3), 3, 4, 3.0, 2_000, 200, 4, 0)
 SHORT = Form("short", ((50, 0), (358, 0), (350, 7)), 358, (350, 7), 6, 15, 10.0, 20_000, 5_000, 40, 2_000)
-LONG = Form("long", ((50, 0), (358, 0), (350, 7), (750, 0), (750, 15)), 358, (350, 7), 20, 60, 30.0, 100_000, 5_000, 100, 20_000)
+LONG = Form(
+    "long", ((50, 0), (358, 0), (350, 7), (750, 0), (750, 15)), 358, (350, 7), 20, 60, 30.0, 100_000, 5_000, 100, 20_000
+)
 FORM = {"": BRIEF, "short": SHORT, "long": LONG}[os.environ.get("FLEET", "")]
 
 #: Seconds between kills of a coordinator: its restart budget is not what is tested.
