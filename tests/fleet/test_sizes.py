@@ -29,6 +29,9 @@ FLEET = """
 [fleet]
 name = "harbour"
 
+[bus]
+agents_max = {identities}
+
 [agents.w]
 count = {agents}
 handler = "hand:work"
@@ -81,7 +84,7 @@ def pss_mb(pids: list[int]) -> float | None:
 @pytest.mark.parametrize(("agents", "teams"), FORM.sizes, ids=lambda number: str(number))
 def test_every_agent_becomes_ready_answers_and_ends(place: Place, agents: int, teams: int) -> None:
     (place.work / "hand.py").write_text(HANDLER)
-    tables = FLEET.format(agents=agents) + (TEAMS.format(teams=teams) if teams else "")
+    tables = FLEET.format(agents=agents, identities=agents + teams + 64) + (TEAMS.format(teams=teams) if teams else "")
     patience_s = 30.0 + agents / 2
     standing = Standing(place, tables, patience_s=patience_s)
     pids = [worker["pid"] for worker in standing.ping()["workers"] if not worker["worker"].startswith("team-")]
