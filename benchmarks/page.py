@@ -121,7 +121,7 @@ _STORE_CASES = [f"store{name}" for name in SIZES]
 _GOALS = {
     "messages": ["message", "sign", "roundtrip"],
     "rounds": ["round50", "round358", "round750"],
-    "fleets": ["idle50", "idle750", "dense", "ready50", "ready358"],
+    "fleets": ["idle50", "idle750", "dense", "ready50", "ready358", "ready750"],
     "commands": ["run2", "run50", "work", "verb"],
 }
 
