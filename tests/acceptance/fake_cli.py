@@ -153,7 +153,7 @@ class Gemini(Cli):
         return self.argv[self.argv.index("--resume") + 1] if "--resume" in self.argv else None
 
     def begin(self):
-        say({"type": "init", "session_id": self.session, "model": "gemini-fake"})
+        say({"type": "init", "session_id": self.session, "model": "gemini-2.5-pro-fake"})
 
     def work(self, what):
         say({"type": "tool_use", "tool_name": what})

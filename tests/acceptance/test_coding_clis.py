@@ -100,7 +100,9 @@ def test_a_limit_is_waited_for_and_uses_up_no_attempt(clis: Place, preset: str) 
     value = next(line["value"] for line in lines if line["input"] == "--greet")
     assert value["tokens"] == {"input": 120, "cached": 20, "output": 10}
     assert value["session"].startswith(f"{preset}-")
-    assert value["cost_usd"] == (0.25 if preset == "claude" else None)
+    priced = (100 * 1.25 + 20 * 0.31 + 10 * 10) / 1e6  # by the table: its stream tells the model, and no money
+    costs = {"claude": pytest.approx(0.25), "codex": None, "gemini": pytest.approx(priced)}
+    assert value["cost_usd"] == costs[preset]
 
 
 @pytest.mark.parametrize("preset", CLIS)
@@ -206,3 +208,18 @@ def test_a_standing_fleet_takes_presets_from_its_file(clis: Place) -> None:
         assert "gemini did: Fix issue 7" in asked.output.decode(), (asked.output, asked.errors)
     finally:
         clis.carry_out("down")
+
+
+def test_a_budget_that_is_used_up_lets_running_work_end_and_ends_the_run_with_status_3(clis: Place) -> None:
+    done, lines = run(clis, "claude", "-j", "2", "--budget", "1USD", ":::", *(f"look at {n}" for n in range(20)))
+    assert done.process.returncode == 3
+    assert "the budget of 1.00 USD is used up: 1." in done.errors
+    assert {line["outcome"] for line in lines} == {"done"}
+    assert 4 <= len(lines) <= 5, "four cost a dollar, and one more may have been in progress"
+
+
+def test_a_failure_whose_words_fit_the_pattern_is_a_limit(clis: Place) -> None:
+    flag = clis.work / "flag"
+    line = f"test -e {flag} || {{ touch {flag}; echo 'quota is gone, retry after 1s' >&2; exit 9; }}; : {{}}"
+    done = clis.carry_out("run", "--limited", "quota is gone", "--shell", line, ":::", "x")
+    assert done.process.returncode == 0, done.errors

@@ -19,6 +19,7 @@ from muster.agent.dialects import READERS
 from muster.agent.dialects.limits import limit_in
 from muster.agent.output import Captured
 from muster.core.presets import PRESETS
+from muster.limit.prices import Usage, built_in
 
 if TYPE_CHECKING:
     import asyncio
@@ -112,7 +113,7 @@ class Session:
         ending.session, ending.tokens, ending.cost_usd = (
             reading.session_id,
             reading.input_tokens + reading.output_tokens,
-            reading.cost_usd,
+            self._cost_usd(),
         )
         if ending.outputs is not None:
             answer = (reading.answer.rstrip("\n") + "\n").encode(errors="replace") if reading.answer else b""
@@ -130,6 +131,15 @@ class Session:
             ending.outcome = "killed" if ending.outcome == "killed" else "failed"
             ending.error = self._why(ending)
         return ending
+
+    def _cost_usd(self) -> float | None:
+        """As the stream tells it, else by the price table, as far as that knows the model."""
+        reading = self.reading
+        if reading.cost_usd is not None or not reading.model:
+            return reading.cost_usd
+        fresh = max(0, reading.input_tokens - reading.cached_tokens)
+        cost = built_in().cost_usd(Usage(reading.model, fresh, reading.cached_tokens, reading.output_tokens))
+        return None if cost is None else float(cost)
 
     def _limited(self, ending: Ending) -> Limited | None:
         reading = self.reading
@@ -169,7 +179,7 @@ class Session:
                 "cached": reading.cached_tokens,
                 "output": reading.output_tokens,
             },
-            "cost_usd": reading.cost_usd,
+            "cost_usd": self._cost_usd(),
         }
         if reading.complaint:
             summary["left_out"] = {"lines": reading.lines_left_out, "first": reading.complaint}

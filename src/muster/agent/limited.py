@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from typing import TYPE_CHECKING
 
@@ -56,7 +57,7 @@ class WithinLimit:
 
     def _finish(self, attempt: Attempt, result: Result, ended: Ended) -> None:
         grant = self._grants.pop(attempt.key)
-        result = as_limited(result, self._setting.kind.limited_exit)
+        result = as_limited(result, self._setting.kind.limited_exit, self._setting.kind.limited_pattern)
         if result.outcome == "limited":
             message = (result.error or {}).get("message", "")
             grant.refused(result.resets_in_s, str(message))
@@ -79,11 +80,13 @@ class WithinLimit:
         self._inner.close()
 
 
-def as_limited(result: Result, statuses: tuple[int, ...]) -> Result:
-    """A failure that says by its exit status that a limit was hit, as what it is. Its last words may say for how long."""
-    if result.outcome != "failed" or result.exit_status not in statuses:
+def as_limited(result: Result, statuses: tuple[int, ...], pattern: str = "") -> Result:
+    """A failure that says by its exit status or its last words that a limit was hit, as what it is. They may say for how long."""
+    if result.outcome != "failed":
         return result
     words = result.stderr[-4096:].decode(errors="replace")
+    if result.exit_status not in statuses and not (pattern and re.search(pattern, words)):
+        return result
     limit = limit_in(f"rate limit: {words}", time.time())
     resets_in_s = None
     if limit is not None and limit.retry_after_s is not None:

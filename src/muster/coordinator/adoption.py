@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from muster.coordinator import budget
 from muster.coordinator import events as ev
 from muster.coordinator.state import LIVE
 from muster.core import limits
@@ -60,7 +61,10 @@ def plan_of(spec: FleetSpec) -> ev.Plan:
     return ev.Plan(
         workers=[_entry_of(team) for team in divided] if divided else _entries(spec, workers(spec)),
         # A team gives its agents something to keep at hand, too.
-        prefetch=max((limits.PREFETCH * len(team.agents()) for team in divided), default=limits.PREFETCH),
+        # Where money counts, nothing is given out before it is needed.
+        prefetch=0
+        if budgets_of(spec)
+        else max((limits.PREFETCH * len(team.agents()) for team in divided), default=limits.PREFETCH),
         run=spec.run is not None,
         attempts_max=spec.retry.attempts_max,
         deaths_max=spec.retry.deaths_max,
@@ -71,7 +75,20 @@ def plan_of(spec: FleetSpec) -> ev.Plan:
         grace_s=spec.grace_s,
         agents_per_worker=spec.agents_per_worker,
         tags={kind.name: list(kind.tags) for kind in spec.agents if kind.tags},
+        budgets=budgets_of(spec),
     )
+
+
+def budgets_of(spec: FleetSpec) -> dict[str, ev.Budget]:
+    """What may be spent, as the machine keeps its accounts."""
+    bounds = {budget.FLEET: spec.budget}
+    for kind in spec.agents:
+        bounds |= {kind.name: kind.budget, budget.EACH + kind.name: kind.budget_each}
+    return {
+        name: ev.Budget(bound.micro_usd, bound.tokens)
+        for name, bound in bounds.items()
+        if bound.micro_usd or bound.tokens
+    }
 
 
 def team_plan_of(spec: FleetSpec, team: Team) -> ev.Plan:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from heapq import heappush
 
-from muster.coordinator import ending, entrusted, lifecycle, recycling
+from muster.coordinator import budget, ending, entrusted, lifecycle, recycling
 from muster.coordinator import state as st
 from muster.coordinator.dispatch import enqueue, release
 from muster.coordinator.events import (
@@ -77,6 +77,8 @@ def _task_ended(state: State, fact: TaskEnded, out: list[Effect]) -> None:
     agent = state.agents[fact.agent]
     release(state, agent, task.number)
     recycling.count_attempt(state, agent)
+    if fact.tokens or fact.cost_usd:
+        budget.book(state, agent, round((fact.cost_usd or 0.0) * 1e6), fact.tokens, out)
     if fact.outcome == "died":  # a team says so of its agent
         lifecycle.free(state, task, fact.detail, out)
         return

@@ -11,6 +11,7 @@ from __future__ import annotations
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
+from muster.coordinator import budget
 from muster.coordinator.events import Effect, Post
 from muster.coordinator.lives import AGENT_MOVES
 from muster.coordinator.state import ABSENT, READY, RUNNING, Agent, State
@@ -61,7 +62,13 @@ def release(state: State, agent: Agent, number: int) -> None:
 
 def dispatch(state: State, out: list[Effect]) -> None:
     """Assign what can be assigned now."""
-    if not state.queued or state.phase != RUNNING or not state.admission_open or state.is_paused:
+    if (
+        not state.queued
+        or state.phase != RUNNING
+        or not state.admission_open
+        or state.is_paused
+        or budget.is_over(state)
+    ):
         return
     _assign_from(state, state.idle, 0, out)
     mean_s = state.attempt_mean_s
@@ -121,7 +128,7 @@ def _assign_from(state: State, lines: dict[str, deque[str]], extra: int, out: li
 def _next(state: State, lines: dict[str, deque[str]], extra: int) -> tuple[list[int], Agent] | None:
     """The first of the waiting tasks that some agent has room for, as its queue, and that agent."""
     best: tuple[list[int], Agent] | None = None
-    routes, paused = state.routes, state.kinds_paused
+    routes, paused = state.routes, [*state.kinds_paused, *budget.kinds_over(state)]
     for route, queue in state.queues.items():
         if queue and (best is None or queue[0] < best[0][0]):
             for candidate in routes[route]:
@@ -144,6 +151,7 @@ def _first_with_room(state: State, line: deque[str], extra: int) -> Agent | None
             and len(agent.held) < slots + extra
             and (len(agent.held) < 2 * slots or not extra)
             and not (extra and _is_slow(state, agent))
+            and not budget.agent_over(state, agent)
         ):
             return agent
         line.popleft()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from heapq import heappush
 
-from muster.coordinator import entrusted, farewell, teams
+from muster.coordinator import budget, entrusted, farewell, teams
 from muster.coordinator import state as st
 from muster.coordinator.dispatch import set_agent_state
 from muster.coordinator.events import (
@@ -121,6 +121,8 @@ def check_end(state: State, out: list[Effect]) -> None:
     if state.phase == st.RUNNING and plan.run:
         if state.input_ended and not state.tasks:
             begin_drain(state, Ending("complete", deadline_s=state.now_s + plan.grace_s), out)
+        elif budget.is_over(state):
+            begin_drain(state, Ending("halted", error=budget.sentence(state, budget.FLEET)), out)
         elif state.kinds_out:
             _check_stuck(state, out)
     if state.phase == st.DRAINING and state.live_workers <= 0 and not teams.are_awaited(state):
@@ -146,7 +148,8 @@ def finish(state: State) -> Finish:
     if ending.reason == "complete":
         return Finish(1 if counters.failed or counters.dead or counters.cancelled else 0, "complete")
     if ending.reason == "halted":
-        return Finish(3, "halted")
+        # More may have been spent since by what was in progress.
+        return Finish(3, "halted", budget.sentence(state, budget.FLEET) if budget.is_over(state) else ending.error)
     if ending.reason == "stopped":
         unfinished = 1 if state.plan.run and (state.tasks or not state.input_ended) else 0
         return Finish(_SIGNAL_STATUS.get(ending.text, unfinished), "stopped")

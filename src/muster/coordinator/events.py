@@ -14,6 +14,7 @@ from typing import Literal
 
 import msgspec
 
+from muster.coordinator.budget import Budget, BudgetRaised, Spent
 from muster.coordinator.effects import (
     Effect,
     Finish,
@@ -36,6 +37,8 @@ from muster.core.spec import ChildSpec
 
 #: Effects stand in a module of their own, and are read beside the facts that they follow from. So do the facts about locks.
 __all__ = [
+    "Budget",
+    "BudgetRaised",
     "Effect",
     "Fact",
     "Finish",
@@ -53,6 +56,7 @@ __all__ = [
     "Record",
     "Rejected",
     "SpawnWorker",
+    "Spent",
     "WatchHolder",
 ]
 
@@ -97,6 +101,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     agents_per_worker: int = 1
     #: Kind -> what its agents are good for.
     tags: dict[str, list[str]] = {}
+    #: What may be spent, by kind and ("*") in all.
+    budgets: dict[str, Budget] = {}
 
 
 class FleetStarted(Fact, frozen=True, tag=1):
@@ -369,4 +375,6 @@ AnyFact = (
     | HookEnded
     | LimitPaused
     | LimitResumed
+    | Spent
+    | BudgetRaised
 )

@@ -17,6 +17,7 @@ from typing import Any
 
 from muster.coordinator import (
     attempts,
+    budget,
     cancelling,
     dissolving,
     ending,
@@ -79,6 +80,7 @@ HANDLERS: Handlers = {
     **ending.HANDLERS,
     **attempts.HANDLERS,
     **limit_facts.HANDLERS,
+    **budget.HANDLERS,
     **cancelling.HANDLERS,
     **pausing.HANDLERS,
     **entrusted.HANDLERS,

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from muster.coordinator import budget
 from muster.coordinator.asks import Answer, Ask, Rule, Rules
-from muster.coordinator.events import AssignmentPaused, AssignmentResumed, Effect, Handlers
+from muster.coordinator.events import AnyFact, AssignmentPaused, AssignmentResumed, BudgetRaised, Effect, Handlers
 from muster.core.requests import Done, Pause, Resume
 from muster.errors import UsageError
 
@@ -43,7 +44,10 @@ def _resume(state: State, body: Resume, ask: Ask) -> Answer:
     _check(body.kinds, (*state.kinds, *state.kinds_paused))
     if body.kinds and state.is_paused:
         raise UsageError("the whole fleet is paused; resume it without naming kinds")
-    return Answer([AssignmentResumed(ask.now_s, body.kinds)], _told)
+    facts: list[AnyFact] = [AssignmentResumed(ask.now_s, body.kinds)]
+    if body.budget is not None:
+        facts.insert(0, BudgetRaised(ask.now_s, budget.FLEET, *body.budget))
+    return Answer(facts, _told)
 
 
 def paused(state: State) -> list[str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from muster.coordinator import budget
 from muster.coordinator import events as ev
 from muster.coordinator import report as reports
 from muster.coordinator.adoption import adopt, plan_of
@@ -135,7 +136,10 @@ class Root(Coordinator):
 
     def tell_status(self, *, with_agents: bool) -> FleetStatus:
         return msgspec.structs.replace(
-            super().tell_status(with_agents=with_agents), limits=self.limits.rows(), held_back=self.shell.held_back
+            super().tell_status(with_agents=with_agents),
+            limits=self.limits.rows(),
+            held_back=self.shell.held_back,
+            spent=budget.rows(self.shell.machine.state),
         )
 
     def answer_status(self, delivery: Delivery) -> None:

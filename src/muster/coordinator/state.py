@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from muster.coordinator.budget import Account, Budget
 from muster.coordinator.dependencies import dependants_of
 from muster.coordinator.events import Plan
 from muster.coordinator.holders import Ended, Holders
@@ -233,6 +234,9 @@ class State:
         self.supervision = Supervision()
         #: Limits that are paused, by name.
         self.limit_pauses: dict[str, LimitPause] = {}
+        #: What was spent, and budgets that the operator has changed, by kind and ("*") in all.
+        self.spent: dict[str, Account] = {}
+        self.budgets: dict[str, Budget] = {}
         #: Asks for locks that were refused and not told yet, by lock id. No decision depends on them.
         self.lock_refusals: dict[str, Done] = {}
 
@@ -260,6 +264,8 @@ class Snapshot(msgspec.Struct, array_like=True):
     kept: list[Task] = []
     ended: list[Ended] = []
     limit_pauses: dict[str, LimitPause] = msgspec.field(default_factory=dict)
+    spent: dict[str, Account] = msgspec.field(default_factory=dict)
+    budgets: dict[str, Budget] = msgspec.field(default_factory=dict)
 
 
 _SCALARS = (
@@ -295,6 +301,8 @@ def snapshot(state: State) -> bytes:
             kept=list(state.kept),
             ended=state.holders.stored(),
             limit_pauses=state.limit_pauses,
+            spent=state.spent,
+            budgets=state.budgets,
         )
     )
 
@@ -323,6 +331,7 @@ def load(data: bytes) -> State:
     state.locks = LockTable(stored.locks)
     state.supervision = stored.supervision
     state.limit_pauses = stored.limit_pauses
+    state.spent, state.budgets = stored.spent, stored.budgets
     state.routes = {route: kinds_for(state, route) for route in state.queues}
     state.dependants = dependants_of(state.tasks, lambda number: state.outcomes.get(number) == OPEN)
     state.kept, state.holders = Kept(stored.kept), Holders(stored.ended)

@@ -95,8 +95,12 @@ class FleetStatus(msgspec.Struct, frozen=True, kw_only=True):
     paused: list[str] = []
     #: Why nothing new begins although there is work: the machine has no room.
     held_back: str = ""
+    #: What was spent and may be, in all and by kind.
+    spent: list[dict[str, Any]] = []
     #: Every limit of the fleet: phase, who waits, what is available, since when and until when it is paused, and why.
     limits: list[dict[str, Any]] = []
+    #: The API proxy: where it listens, its restarts, and what each agent has used. Empty: the fleet has none.
+    proxy: dict[str, Any] = {}
 
 
 class MetricsSnapshot(msgspec.Struct, frozen=True, kw_only=True):

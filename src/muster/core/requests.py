@@ -167,3 +167,5 @@ class Resume(msgspec.Struct, frozen=True, kw_only=True):
     """`fleet.resume`, operator -> coordinator: let these kinds work again; none named: everybody."""
 
     kinds: list[str] = []
+    #: A new budget of the whole fleet, in micro-dollars and tokens; None: as it is.
+    budget: tuple[int, int] | None = None

@@ -62,6 +62,13 @@ def strictest(children: Iterable[ChildSpec]) -> ChildSpec:
     return msgspec.structs.replace(first, **bounds)
 
 
+class BudgetSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What may be spent; 0: no bound."""
+
+    micro_usd: int = 0
+    tokens: int = 0
+
+
 class AdmitSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What the machine must have left for anything new to begin; 0: not looked at."""
 
@@ -138,6 +145,11 @@ class AgentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     weight: float = 1.0
     #: Exit statuses that say that a limit was hit, not that the work failed.
     limited_exit: tuple[int, ...] = (75,)
+    #: The same as a regular expression for the last words on standard error; "": none.
+    limited_pattern: str = ""
+    #: What the whole kind, and each of its agents, may spend.
+    budget: BudgetSpec = BudgetSpec()
+    budget_each: BudgetSpec = BudgetSpec()
 
     def agent_ids(self) -> list[str]:
         """The ids of this kind: the name itself for one, name-1 … name-N for more."""
@@ -216,6 +228,30 @@ class HookSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     cwd: str | None = None
 
 
+class UpstreamSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One API behind the proxy. `name` is its part of the path, and of the limit that its requests spend."""
+
+    name: str
+    url: str
+    #: The header that a key goes into, and what stands before it there.
+    key_header: str = "authorization"
+    key_prefix: str = "Bearer "
+    #: The private file that holds the key. "": each client has its own, and it is passed on.
+    key_file: str = ""
+
+
+class ProxySpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The local API proxy of a fleet."""
+
+    upstreams: tuple[UpstreamSpec, ...]
+    #: File with the prices of models. None: the built-in ones.
+    prices: str | None = None
+    #: 0: any that is free, and the same again after a restart.
+    port: int = 0
+    #: Variables that hold a key at the front door; no command gets them.
+    hidden: tuple[str, ...] = ()
+
+
 class FleetSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One fleet. `run` is set for `muster run`, None for a standing fleet."""
 
@@ -244,7 +280,9 @@ class FleetSpec(msgspec.Struct, frozen=True, kw_only=True):
     teams: TeamsSpec | None = None
     hooks: tuple[HookSpec, ...] = ()
     limits: tuple[LimitSpec, ...] = ()
+    proxy: ProxySpec | None = None
     admit: AdmitSpec = AdmitSpec()
+    budget: BudgetSpec = BudgetSpec()
 
 
 def roster(spec: FleetSpec) -> list[str]:
@@ -254,7 +292,7 @@ def roster(spec: FleetSpec) -> list[str]:
 
 def identities(spec: FleetSpec) -> int:
     """How many identities the fleet's store must have room for at least."""
-    return len(roster(spec)) + len(COMPANIONS) + len(teams(spec))
+    return len(roster(spec)) + len(COMPANIONS) + len(teams(spec)) + (spec.proxy is not None)
 
 
 def workers(spec: FleetSpec) -> dict[str, tuple[str, ...]]:

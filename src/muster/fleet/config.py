@@ -27,7 +27,7 @@ from muster.fleet.coding import Coding, coding_of, worktree_of
 from muster.fleet.division import check_teams, teams_spec
 from muster.fleet.durations import parse_duration
 from muster.fleet.hooks import hook_of
-from muster.fleet.limiting import admit_of, limit_of, with_limits
+from muster.fleet.limiting import admit_of, budget_of, limit_of, pattern_of, with_limits
 from muster.fleet.profiles import DEFAULT, PROFILES
 from muster.fleet.tables import (
     AdmitTable,
@@ -114,6 +114,7 @@ class FleetConfig:
             agents=kinds,
             limits=shared,
             admit=self.admit,
+            budget=budget_of(table.budget, f"{self.path}: [fleet] budget"),
             agents_per_worker=table.agents_per_worker,
             edges=table.edges or self._edges(),
             retry=RetrySpec(attempts_max=table.retries + 1, backoff_s=parse_duration(table.backoff, "backoff")),
@@ -354,7 +355,10 @@ def _agent_spec(name: str, table: AgentTable, path: Path, max_age: str | None = 
         worktree=worktree_of(table.worktree, f"{place} worktree"),
         limit=table.limit,
         weight=_weight(table.weight, place),
-        limited_exit=tuple(table.limited_exit),
+        limited_exit=table.limited_exit,
+        limited_pattern=pattern_of(table.limited_pattern, place),
+        budget=budget_of(table.budget, f"{place} budget"),
+        budget_each=budget_of(table.budget_each, f"{place} budget_each"),
     )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 
 from muster.core.names import limit_name
 from muster.core.presets import PRESETS
-from muster.core.spec import AdmitSpec, AgentSpec, LimitSpec, MeterSpec
+from muster.core.spec import AdmitSpec, AgentSpec, BudgetSpec, LimitSpec, MeterSpec
 from muster.errors import ConfigError, InvalidNameError
 from muster.fleet.sizes import parse_bytes
 from muster.fleet.tables import AdmitTable, LimitTable
@@ -95,3 +97,42 @@ def admit_of(table: AdmitTable, place: str) -> AdmitSpec:
     if not 0 <= load < 1e6 or not 0 <= fds < 1 << 40:
         raise ConfigError(f"{place} load and fds must not be negative", key="admit")
     return AdmitSpec(memory_bytes=memory, load=load, fds=fds)
+
+
+_DOLLARS = re.compile(r"(?:\$\s*(\d+(?:\.\d+)?)|(\d+(?:\.\d+)?)\s*(?:usd|dollars?|\$))", re.IGNORECASE)
+_TOKENS = re.compile(r"(.+?)\s*(?:tokens?|tok)", re.IGNORECASE)
+
+
+def budget_of(text: object, place: str) -> BudgetSpec:
+    """`20USD`, `$20`, `2M tokens`; None: no bound.
+
+    Raises:
+        ConfigError: It is none, or nothing at all.
+    """
+    if text is None:
+        return BudgetSpec()
+    words = text.strip() if isinstance(text, str) else ""
+    dollars, tokens = _DOLLARS.fullmatch(words), _TOKENS.fullmatch(words)
+    micro_usd = amount = 0
+    if dollars is not None:
+        micro_usd = round(float(dollars[1] or dollars[2]) * 1e6)
+    elif tokens is not None:
+        amount = parse_amount(tokens[1], place)
+    else:
+        raise ConfigError(f"{place}: {text!r:.40} is not a budget such as 20USD or 2M tokens", key="budget")
+    if not micro_usd and not amount:
+        raise ConfigError(f"{place}: a budget of nothing lets nothing begin", key="budget")
+    if micro_usd > 1e15:
+        raise ConfigError(f"{place}: {text!r:.40} is out of range", key="budget")
+    return BudgetSpec(micro_usd=micro_usd, tokens=amount)
+
+
+def pattern_of(text: str, place: str) -> str:
+    """A regular expression, checked. Raises ConfigError."""
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ConfigError(
+            f"{place} limited_pattern: {text!r:.60} is no regular expression: {error}", key="limited_pattern"
+        ) from None
+    return text

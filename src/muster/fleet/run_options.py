@@ -18,7 +18,7 @@ from muster.errors import CommandNotFoundError, ConfigError
 from muster.fleet.coding import Coding, Worktree, check_worktree, coding_of, worktree_of
 from muster.fleet.division import check_teams, teams_spec
 from muster.fleet.inputs import Inputs, text_of
-from muster.fleet.limiting import limit_of, with_limits
+from muster.fleet.limiting import budget_of, limit_of, pattern_of, with_limits
 from muster.fleet.tables import LimitTable
 from muster.supervise.platform import started_unix_s
 
@@ -73,6 +73,8 @@ class RunOptions:
     limit: str | None = None
     rate: str | None = None
     burst: int | None = None
+    budget: str | None = None
+    limited_pattern: str = ""
 
     def check(self) -> None:
         """What can be known to fail before anything is started.
@@ -83,6 +85,8 @@ class RunOptions:
         """
         self._check_preset()
         self._limits()
+        budget_of(self.budget, "--budget")
+        pattern_of(self.limited_pattern, "--limited")
         if self.command and self.handler:
             raise ConfigError("a run has either a command or --handler, not both", key="handler")
         if not self.command and not self.handler and self.preset is None:
@@ -143,6 +147,7 @@ class RunOptions:
             coding=None if self.preset is None else self._coding().spec,
             worktree=self._worktree(),
             limit=next(iter(self._limits()), ""),
+            limited_pattern=pattern_of(self.limited_pattern, "--limited"),
         )
         automatic = 1 if self.handler else max(1, min(AGENTS_PER_COMMAND_WORKER_MAX, self.jobs // 10))
         kinds, shared = with_limits((agents,), self._limits(), "--limit")
@@ -151,6 +156,7 @@ class RunOptions:
             store_id=store_id,
             agents=kinds,
             limits=shared,
+            budget=budget_of(self.budget, "--budget"),
             run=RunSpec(
                 results=None if self.results is None else str(self.results),
                 report=None if self.report is None else str(self.report),
@@ -185,9 +191,9 @@ class RunOptions:
         return shlex.join(expand(self._template(), text, number))
 
     def _limits(self) -> dict[str, LimitSpec]:
-        if self.limit is None and self.rate is None and self.burst is None:
+        if self.limit is None and self.rate is None and self.burst is None and not self.limited_pattern:
             return {}
-        name = self.limit if self.limit is not None else "rate"
+        name = self.limit if self.limit is not None else "rate" if self.rate is not None else "vendor"
         table = LimitTable(requests=self.rate, burst=self.burst)
         return {name: limit_of(name, table, "--rate" if self.rate is not None else "--limit")}
 

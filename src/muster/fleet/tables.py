@@ -51,6 +51,9 @@ class AgentTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     limit: str = ""
     weight: float = 1.0
     limited_exit: tuple[int, ...] = (75,)
+    limited_pattern: str = ""
+    budget: str | None = None
+    budget_each: str | None = None
 
 
 class HookTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -91,6 +94,7 @@ class FleetTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     metrics: bool = True
     metrics_interval: Duration = limits.METRICS_INTERVAL_S
     debug: bool = False
+    budget: str | None = None
 
 
 class TeamsTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

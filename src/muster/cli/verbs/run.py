@@ -105,6 +105,14 @@ complete.
     "--burst", type=int, metavar="N", help="Tasks of --rate that may start at once [default: a second's worth]."
 )
 @click.option("--limit", metavar="NAME", help="Name of that limit; alone, tasks that meet a vendor's limit pause all.")
+@click.option(
+    "--limited",
+    "limited_pattern",
+    metavar="REGEX",
+    default="",
+    help="A failure that says this on standard error met a vendor's limit (so does exit status 75).",
+)
+@click.option("--budget", metavar="BUDGET", help="Begin nothing more once so much is spent, e.g. 20USD or '2M tokens'.")
 @click.option("-k", "--keep-order", is_flag=True, help="Print outputs in the order of the inputs.")
 @click.option("--dry-run", is_flag=True, help="Print the quoted command lines, and run nothing.")
 @click.option(
@@ -187,6 +195,8 @@ def _options(given: dict[str, Any]) -> RunOptions:
         limit=given["limit"],
         rate=given["rate"],
         burst=given["burst"],
+        budget=given["budget"],
+        limited_pattern=given["limited_pattern"],
         worktree=given["worktree_keep"] or ("changed" if given["worktree"] else None),
     )
 

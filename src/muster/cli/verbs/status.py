@@ -86,6 +86,7 @@ def _lines(found: dict[str, Any], everybody: bool) -> list[str]:
         )
     if found.get("held_back"):
         lines.append(paint(f"nothing new begins: {safe(found['held_back'])}", "yellow"))
+    lines += [_account(account) for account in found.get("spent") or []]
     lines += [_limit(limit) for limit in found.get("limits") or []]
     lines += _supervision(found.get("supervision") or {})
     teams = found.get("teams") or []
@@ -101,6 +102,17 @@ def _lines(found: dict[str, Any], everybody: bool) -> list[str]:
     for agent in listed:
         lines += [f"  {agent['agent']}: {safe(text)}" for text in agent.get("evidence") or []]
     return lines
+
+
+def _account(told: dict[str, Any]) -> str:
+    """What was spent, beside what may be."""
+    usd, tokens = f"{told['usd']:.2f} USD", f"{told['tokens']:,} tokens"
+    if told["budget_usd"] is not None:
+        usd += f" of {told['budget_usd']:.2f}"
+    if told["budget_tokens"] is not None:
+        tokens += f" of {told['budget_tokens']:,}"
+    line = f"spent by {'the fleet' if told['account'] == 'fleet' else safe(told['account'])}: {usd}, {tokens}"
+    return paint(f"{line}; the budget is used up, nothing new begins", "yellow") if told["is_over"] else line
 
 
 def _limit(told: dict[str, Any]) -> str:
