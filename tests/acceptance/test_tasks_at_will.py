@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -176,6 +178,43 @@ def test_what_makes_no_sense_is_refused_in_one_sentence(yard: World) -> None:
         done = yard.muster(*words)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), (words, done.stderr)
         assert says in done.stderr, words
+
+
+AGENT = """
+import asyncio, json, sys
+import muster
+from muster.errors import DependencyError
+
+async def main():
+    async with muster.join("clerk") as clerk:
+        first = await clerk.submit("x", kind="picky", delay_s=0.1)
+        numbers = [first, await clerk.submit("y", after=[first], kind="picky", priority=3)]
+        try:
+            await clerk.submit("z", after=[99])
+        except DependencyError as error:
+            numbers.append(error.message)
+        reply = await clerk.ask("coordinator", {}, type="fleet.pause", timeout_s=10)
+        print(json.dumps([*numbers, reply.body["code"]]))
+
+asyncio.run(main())
+"""
+
+
+def test_a_program_submits_tasks_and_is_told_their_numbers_but_may_not_give_the_operators_orders(yard: World) -> None:
+    (yard.work / "good").touch()
+    (yard.work / "fleet.toml").write_text(FLEET + "[agents.clerk]\n")
+    assert yard.muster("down").returncode == 0
+    up(yard)
+    (yard.work / "agent.py").write_text(AGENT)
+    store = told(yard, "status")["store"]
+    ran = subprocess.run(
+        [sys.executable, "agent.py"],
+        cwd=yard.work, env={**yard.env, "MUSTER_STORE": store}, capture_output=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr.decode()
+    assert json.loads(ran.stdout) == [1, 2, "task 3 comes after task 99, which does not exist", "security.forbidden"]
+    eventually(lambda: lines(yard.work / "seen") == ["x", "y"], PATIENCE_S, "both are done, in order")
+    assert told(yard, "status")["paused"] == []
 
 
 def test_a_run_takes_tasks_with_wishes_and_names_the_line_that_it_does_not_understand(tmp_path: Path) -> None:

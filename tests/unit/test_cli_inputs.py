@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from muster.core import limits
+from muster.core.protocol import TaskInput
 from muster.errors import BodyTooLargeError, ConfigError, InputFileError
 from muster.fleet import inputs
 
 
-def everything(source: inputs.Inputs) -> list[str]:
+def everything(source: inputs.Inputs) -> list[inputs.Item]:
     return [text for batch in source.batches() for text in batch]
 
 
@@ -109,3 +110,50 @@ def test_two_kinds_of_sources_at_once_are_refused() -> None:
         inputs.choose(("a",), ["list"], null=False)
     with pytest.raises(ConfigError):
         inputs.choose(None, ["-", "-"], null=False)
+
+
+# --------------------------------------------------------------------------- tasks with wishes
+
+
+def test_tasks_are_numbered_over_all_files_and_empty_lines_are_none(tmp_path: Path) -> None:
+    first, second = tmp_path / "a", tmp_path / "b"
+    first.write_text('{"input": "x", "priority": -3}\n\n{"input": {"n": 1}, "after": [1], "delay": "1m30s"}\n')
+    second.write_text('{"input": null, "after": [1, 2], "timeout": 5, "retries": 0, "backoff": "250ms"}')
+    assert everything(inputs.choose(None, (), tasks=(str(first), str(second)))) == [
+        TaskInput(1, "x", priority=-3),
+        TaskInput(2, {"n": 1}, after=[1], delay_s=90.0),
+        TaskInput(3, None, after=[1, 2], timeout_s=5.0, attempts_max=1, backoff_s=0.25),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("nothing", "not a task: JSON is malformed"),
+        ("[1]", "not a task: Expected `object`, got `array`"),
+        ("{}", "not a task: it lacks the required field `input`"),
+        ('{"input": 1, "tags": ["x"]}', "not a task: it has the unknown field `tags`"),
+        ('{"input": 1, "priority": "high"}', "not a task: Expected `int`, got `str`"),
+        ('{"input": 1, "priority": 101}', "priority 101 is not between -100 and 100"),
+        ('{"input": 1, "delay": "-1s"}', "'-1s' is not a duration"),
+        ('{"input": 1, "retries": -1}', "retries must be between 0 and 999,999, not -1"),
+        ('{"input": 1, "after": [2]}', "task 2 can only come after tasks that stand before it, not after 2"),
+        ('{"input": 1, "after": [0]}', "not after 0"),
+        ('{"input": 1, "timeout": 0}', "a timeout of 0 s is not possible"),
+        (b'{"input": "\xff"}', "not a task: "),
+    ],
+)
+def test_a_line_that_is_no_task_is_named_in_one_sentence(tmp_path: Path, line: str | bytes, says: str) -> None:
+    path = tmp_path / "tasks"
+    path.write_bytes(b'{"input": 1}\n' + (line if isinstance(line, bytes) else line.encode()) + b"\n")
+    with pytest.raises(InputFileError) as caught:
+        inputs.choose(None, (), tasks=(str(path),)).check()
+    assert caught.value.message.startswith(f"{path}: line 2: ")
+    assert says in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+def test_tasks_and_other_inputs_do_not_go_together() -> None:
+    for words, files, null in ((("a",), (), False), (None, ("f",), False), (None, (), True)):
+        with pytest.raises(ConfigError, match="--tasks goes with neither"):
+            inputs.choose(words, files, null=null, tasks=("t",))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -74,7 +75,7 @@ def test_other_inputs_are_refused_with_the_first_difference(tmp_path: Path) -> N
 def test_resuming_takes_no_more_inputs_than_were_recorded(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     path.write_text(line(1, "a"))
-    batches = iter([["a"], ["b"]])
+    batches: Iterator[list[inputs.Item]] = iter([["a"], ["b"]])
     assert results.resume_plan(read(path), batches) == ([], 1)
     assert next(batches) == ["b"]
 

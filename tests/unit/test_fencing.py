@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
+from typing import Any
 
 from tests.unit import coordinator_world
 from tests.unit.coordinator_world import Agent, CoordinatorWorld
@@ -51,11 +52,12 @@ async def test_of_64_agents_that_claim_results_one_is_recorded_and_the_rest_are_
             lambda: len(world.agents) == AGENTS and all(hasattr(a, "bus") for a, _ in world.agents.values())
         )
         operator = world.operator
+        assert operator is not None
         operator.post_struct(
             "coordinator", Submit(tasks=[TaskInput(1, "the one", attempts_max=HOLDERS, backoff_s=0.0)])
         )
         operator.post_struct("coordinator", InputEnd(total=1))
-        claimants = [agent for agent, _ in world.agents.values()]
+        claimants: list[Any] = [agent for agent, _ in world.agents.values()]
         stale: Counter[str] = Counter()
         forged: Counter[str] = Counter()
         past: list[tuple[Claimant, int]] = []
