@@ -329,3 +329,12 @@ def test_agents_must_not_be_called_like_the_coordinators_of_teams(world: World) 
     up = world.muster("up", "-d")
     assert up.returncode == 2
     assert "the coordinators of teams are called team-1" in up.stderr
+
+
+def test_a_run_all_of_whose_workers_in_all_teams_are_set_aside_ends_with_an_error(world: World) -> None:
+    run = world.muster(
+        "run", "-j", "4", "--agents-per-team", "2", "--shell", "kill -9 $PPID", ":::", *map(str, range(40))
+    )
+    assert run.returncode == 1
+    assert "no worker is left for 36 unfinished tasks" in run.stderr
+    world.assert_nothing_left()

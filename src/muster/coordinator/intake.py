@@ -145,7 +145,13 @@ class Intake:
         ready: Ready = delivery.decode(Ready)
         self.facts.append(
             ev.AgentReady(
-                self._shell.clock.now_s(), delivery.sender, ready.incarnation, ready.slots, ready.holding, ready.nonce
+                self._shell.clock.now_s(),
+                delivery.sender,
+                ready.incarnation,
+                ready.slots,
+                ready.holding,
+                ready.nonce,
+                ready.is_out,
             )
         )
         self.acks.append(delivery)
