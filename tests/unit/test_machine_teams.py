@@ -293,3 +293,15 @@ def test_teams_keep_what_they_hold_over_a_new_life_of_the_store():
     machine.apply(ev.FleetStarted(AT + 20, one_less))
     assert machine.state.tasks[2].state == "queued", "nobody else can say what became of it"
     assert list(machine.state.agents["team-1"].held) == [1]
+
+
+def test_a_run_ends_with_an_error_when_every_team_has_nobody_left_and_not_before():
+    machine = root(2, 1)
+    submit(machine, 1)
+    machine.apply(ev.AgentReady(AT, "team-1", 1, 0, is_out=True))
+    assert machine.state.phase == "running"
+    machine.apply(ev.AgentReady(AT, "team-1", 1, 1))
+    machine.apply(ev.AgentReady(AT, "team-2", 1, 0, is_out=True))
+    assert machine.state.phase == "running", "the operator took the first one back"
+    machine.apply(ev.AgentReady(AT, "team-1", 1, 0, is_out=True))
+    assert (machine.state.phase, machine.state.ending.reason) == ("draining", "error")
