@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from .form import FORM
+
 FILE = Path(__file__).resolve().parents[2] / "build" / "fleet" / "figures.json"
 #: How many times its bound a figure may be before the test fails.
 SLACK = 15.0
@@ -31,6 +33,17 @@ class Figure(NamedTuple):
         if self.goal is None:
             return ""
         return "reached" if (self.value >= self.goal if self.at_least else self.value <= self.goal) else "not yet"
+
+    @property
+    def shown(self) -> str:
+        """The value with its unit, as people read it."""
+        is_plain = self.value >= 1000 or self.value == int(self.value)
+        return f"{self.value:,.0f} {self.unit}".rstrip() if is_plain else f"{self.value:.3g} {self.unit}".rstrip()
+
+    @property
+    def goal_shown(self) -> str:
+        """What it should be, or nothing."""
+        return "" if self.goal is None else f"{'≥' if self.at_least else '≤'} {self.goal:g} {self.unit}".rstrip()
 
 
 _figures: list[Figure] = []
@@ -60,6 +73,7 @@ def write() -> None:
         return
     FILE.parent.mkdir(parents=True, exist_ok=True)
     told = {
+        "form": FORM.name,
         "at": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "cores": len(os.sched_getaffinity(0)),
         "load": list(os.getloadavg()),
@@ -69,9 +83,4 @@ def write() -> None:
 
 
 def _row(figure: Figure) -> str:
-    value = (
-        f"{figure.value:,.0f}" if figure.value >= 1000 or figure.value == int(figure.value) else f"{figure.value:.3g}"
-    )
-    sign = "≥" if figure.at_least else "≤"
-    goal = "" if figure.goal is None else f"{sign} {figure.goal:g} {figure.unit}"
-    return f"{figure.what:<74} {value + ' ' + figure.unit:>14}  {goal:>12}  {figure.verdict}".rstrip()
+    return f"{figure.what:<74} {figure.shown:>14}  {figure.goal_shown:>12}  {figure.verdict}".rstrip()
