@@ -13,7 +13,8 @@ from tests.proxy import vendor as play
 from tests.proxy.vendor import Vendor
 
 from muster.errors import MusterError
-from muster.limit.proxy.server import Proxy, Route
+from muster.limit.proxy.request import Route
+from muster.limit.proxy.server import Proxy
 from muster.limit.proxy.upstream import Upstream
 from muster.testing import eventually_async
 
@@ -35,8 +36,8 @@ class WaitingGate:
     def settle(self, usage, cost_usd):
         self.settled.append((usage, cost_usd))
 
-    def refused(self, agent, api, resets_in_s):
-        self.refusals.append((agent, api, resets_in_s))
+    def refused(self, resets_in_s):
+        self.refusals.append(resets_in_s)
         self.open_at = time.monotonic() + (self.default_s if resets_in_s is None else resets_in_s)
 
 
@@ -73,7 +74,7 @@ CHAT = {"model": "gpt-5-mini-1", "messages": [{"role": "user", "content": "hello
 async def raw(proxy, body=b"{}", path=f"/{SECRET}/anthropic/v1/messages"):
     """One request by hand: the whole answer as bytes until the end of the connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", int(proxy.base.rpartition(":")[2]))
-    head = f"POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     writer.write(head.encode() + body)
     try:
         return await reader.read()
@@ -144,7 +145,7 @@ async def test_a_refusal_with_a_reset_is_held_and_the_client_sees_only_the_answe
         vendor.script += [play.refuse(429, retry_after="0.3"), play.refuse(529)]
         answer = await client.messages.create(**HELLO)
     assert answer.content[0].text == "hello"
-    assert gate.refusals == [("agent-1", "anthropic", 0.3), ("agent-1", "anthropic", None)]
+    assert gate.refusals == [0.3, None]
     assert [asked.body for asked in vendor.asked] == [vendor.asked[0].body] * 3
     assert vendor.asked[1].at - vendor.asked[0].at >= 0.3
     assert (account.requests, account.retried) == (3, 2)

@@ -58,18 +58,30 @@ class Attempt:
     breach: AttemptLimitError | None = None
     #: What an earlier attempt left to go on with.
     session: str = ""
+    #: How long the chain of messages is that led to it.
+    hops: int = 0
     #: What it does, as its command tells it: "waiting" for somebody, "limited"; else busy.
     state: str = "busy"
     #: Called when `state` has changed.
     moved: Callable[[], None] = lambda: None
     #: Where it works, if that is a place of its own.
     cwd: str | None = None
+    #: Variables of its command beside the usual ones; None: without that one.
+    env: dict[str, str | None] = field(default_factory=dict)
 
     @classmethod
     def of(cls, assign: Assign, default_timeout_s: float | None) -> Attempt:
         """The attempt that `assign` asks for; the kind's time limit holds when the task has none of its own."""
         timeout_s = assign.timeout_s if assign.timeout_s is not None else default_timeout_s
-        return cls(assign.number, assign.attempt, assign.input, timeout_s, assign.incarnation, session=assign.session)
+        return cls(
+            assign.number,
+            assign.attempt,
+            assign.input,
+            timeout_s,
+            assign.incarnation,
+            session=assign.session,
+            hops=assign.hops,
+        )
 
     @property
     def key(self) -> tuple[int, int]:

@@ -106,7 +106,12 @@ class CommandExecutor:
                 path = self._found.get(argv[0]) or self._resolve(argv[0])
         except ConfigError as error:
             raise _NotStartedError(error, 126) from None
-        env = [*self._environment, b"MUSTER_TASK=%d" % attempt.number, b"MUSTER_ATTEMPT=%d" % attempt.attempt]
+        usual = self._environment
+        if attempt.env:
+            replaced = tuple(os.fsencode(name) + b"=" for name in attempt.env)
+            usual = [entry for entry in usual if not entry.startswith(replaced)]
+            usual += [os.fsencode(f"{name}={value}") for name, value in attempt.env.items() if value is not None]
+        env = [*usual, b"MUSTER_TASK=%d" % attempt.number, b"MUSTER_ATTEMPT=%d" % attempt.attempt]
         return Order(path, argv, env, attempt.cwd or kind.cwd, captures[0].fd, captures[1].fd, kind.bounds.fds)
 
     def _resolve(self, name: str) -> bytes:

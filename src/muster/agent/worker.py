@@ -35,12 +35,13 @@ from muster.agent.socket import OwnerSocket, socket_path
 from muster.agent.status import StatusWriter, boottime_ms
 from muster.bus.bus import Bus
 from muster.bus.store import read_spec
+from muster.core.names import PROXY
 from muster.core.orders import WorkerGrant
 from muster.core.protocol import Drain
 from muster.core.spec import FleetSpec, kind_of
 from muster.errors import MusterError
 from muster.metrics.registry import Registry
-from muster.security.keys import Keyring
+from muster.security.keys import Keyring, proxy_secret
 from muster.supervise import spare
 from muster.supervise.platform import allow_descriptors
 from muster.supervise.tree import set_subreaper, start_time_of
@@ -70,6 +71,10 @@ msgspec.json.Decoder(FleetSpec)
 def main(grant_fd: int, lifeline_fd: int) -> int:
     """Live as the worker that the grant in `grant_fd` describes, until its agents have drained. Returns the exit status."""
     grant = read_grant(grant_fd)
+    if grant.worker == PROXY:
+        from muster.limit.proxy.process import main as live  # one process of a fleet needs it
+
+        return live(grant, lifeline_fd)
     loop = _new_loop()
     try:
         return loop.run_until_complete(Worker(grant, lifeline_fd).live())
@@ -168,10 +173,15 @@ class Worker:
             started_ms=boottime_ms(), heartbeat_ms=boottime_ms(), progress_ms=boottime_ms(),
         )  # fmt: skip
         executor = self._executor(setting)
-        if kind.limit:
+        if kind.limit and not self._is_spent_by_requests(kind):
             from muster.agent.limited import WithinLimit  # few fleets need it
 
             executor = WithinLimit(executor, setting, bus)
+        if self._fleet.proxy is not None:
+            from muster.agent.proxied import BehindProxy  # few fleets need it
+
+            secret = proxy_secret(grant.receive_root)
+            executor = BehindProxy(executor, setting, secret, is_alone=self._is_alone)
         runner = Runner(setting, bus, executor, page, Registry())
         socket = OwnerSocket(runner, is_alone=self._is_alone)
         hosted = Hosted(runner, socket)
@@ -179,6 +189,10 @@ class Worker:
         runner.on_leaving = self._last_words
         runner.on_drained = lambda _left: self._leave(hosted)
         return hosted
+
+    def _is_spent_by_requests(self, kind: AgentSpec) -> bool:
+        proxy = self._fleet.proxy
+        return proxy is not None and any(upstream.name == kind.limit for upstream in proxy.upstreams)
 
     def _last_words(self, runner: Runner) -> None:
         self._pulse.last_words(runner)

@@ -37,6 +37,10 @@ class Grant:
         """It is over and went well; `used` is what it really took, by meter (as asked, if nothing is said). Only the first time counts."""
         self._say("ok", used=used or None)
 
+    def settle_for(self, agent: str, tokens: int, cost_usd: float | None) -> None:
+        """The same, told by the proxy: what it took, for whom, and what that cost."""
+        self._say("ok", used={"requests": 1, "tokens": tokens}, agent=agent, tokens=tokens, cost_usd=cost_usd)
+
     def refused(self, retry_after_s: float | None = None, why: str = "") -> None:
         """The resource itself said that its limit is hit, and for how long if it said so. Everybody waits accordingly."""
         self._say("refused", resets_in_s=retry_after_s, why=why)
@@ -79,9 +83,15 @@ class Limited:
 
 
 async def acquire(
-    bus: Bus, name: str, amounts: dict[str, int], *, timeout_s: float | None = None, incarnation: int = 0
+    bus: Bus,
+    name: str,
+    amounts: dict[str, int],
+    *,
+    timeout_s: float | None = None,
+    incarnation: int = 0,
+    agent: str = "",
 ) -> Grant:
-    """Wait for credit, and return it within its time.
+    """Wait for credit, and return it within its time. `agent`: for whom, if the proxy asks.
 
     Raises:
         RateLimitedError: None came within `timeout_s`; nothing was granted.
@@ -95,7 +105,7 @@ async def acquire(
         if left_s <= 0:
             _withdraw(bus, name, ask_id)
             raise RateLimitedError(f"{name} had no credit within {timeout_s:g} s", retry_after_s=1.0)
-        ask = LimitAsk(name=name, ask_id=ask_id, amounts=amounts, incarnation=incarnation)
+        ask = LimitAsk(name=name, ask_id=ask_id, amounts=amounts, incarnation=incarnation, agent=agent)
         try:
             reply = await bus.ask(COORDINATOR, ask, type=TYPE_OF[LimitAsk], timeout_s=left_s)
         except AskTimeoutError:

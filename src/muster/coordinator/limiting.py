@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from muster.coordinator.events import LimitPaused, LimitResumed
+from muster.core.names import PROXY
 from muster.core.protocol import Done, LimitAsk, LimitGrant, LimitSettle
 from muster.errors import BusError, LimitImpossibleError, UnknownLimitError
 from muster.limit.limiter import Ask, Limiter, Meter
@@ -86,7 +87,8 @@ class LimitDesk:
         if before is not None:
             before.ack()  # asked again: the newer one is answered
         self._open[key] = delivery
-        limiter.ask(Ask(key, sender, ask.amounts, self._groups.get(sender, "")))
+        whose = ask.agent if sender == PROXY else sender
+        limiter.ask(Ask(key, sender, ask.amounts, self._groups.get(whose, "")))
         self.turn()
 
     def take_settlement(self, delivery: Delivery) -> None:

@@ -20,10 +20,11 @@ from muster.coordinator.hybrid import Hybrid
 from muster.coordinator.limiting import LimitDesk
 from muster.coordinator.outputs import OutputFlow
 from muster.coordinator.process import Coordinator
+from muster.coordinator.proxying import ProxyKeeper
 from muster.coordinator.recording import Recording
 from muster.coordinator.results import ResultsFile
 from muster.coordinator.services import ProgressTeller, Service
-from muster.core.names import OPERATOR
+from muster.core.names import OPERATOR, PROXY
 from muster.core.orders import Finished
 from muster.core.protocol import RunEnded, TeamAdopt, TeamNoted
 from muster.errors import BusError, ResultsFileError
@@ -60,6 +61,7 @@ class Root(Coordinator):
         shell.on_kept["limit.ask"] = self.limits.take_ask
         shell.on_message["limit.settle"] = self.limits.take_settlement
         shell.on_exit = self._forget_worker
+        self.proxy = None if spec.proxy is None else ProxyKeeper(store, shell, self._forget_proxy)
         self._progress = ProgressTeller(shell, outputs.operator_is_there)
 
         self._caretakers: dict[str, Caretaker] = {}
@@ -72,11 +74,15 @@ class Root(Coordinator):
         return [
             health,
             self.limits,
+            *([self.proxy] if self.proxy is not None else []),
             *([self._progress] if spec.run is not None else []),
             *others,
             Cleaner(self.store, spec.spool, self.shell),
             *([HookRunner(self.store, spec, self.shell)] if spec.hooks else []),
         ]
+
+    def _forget_proxy(self) -> None:
+        self.limits.forget(PROXY)
 
     def _forget_worker(self, name: str) -> None:
         worker = self.shell.machine.state.workers.get(name)
@@ -101,6 +107,8 @@ class Root(Coordinator):
 
     async def begin(self, listing: WorkerList) -> None:
         results = self.recording.results
+        if self.proxy is not None:
+            listing = self.proxy.claim(listing)
         await adopt(self.shell, plan_of(self.spec), listing, results.size_bytes if results is not None else 0)
 
     def _note_of_team(self, delivery: Delivery) -> None:
@@ -132,6 +140,8 @@ class Root(Coordinator):
         task.add_done_callback(self._dissolutions.discard)
 
     def _overhear(self, message: Any) -> bool:
+        if self.proxy is not None and self.proxy.hear(message):
+            return True
         return any(caretaker.hear(message) for caretaker in self._caretakers.values())
 
     def tell_status(self, *, with_agents: bool) -> FleetStatus:
@@ -139,6 +149,7 @@ class Root(Coordinator):
             super().tell_status(with_agents=with_agents),
             limits=self.limits.rows(),
             held_back=self.shell.held_back,
+            proxy=self.proxy.told() if self.proxy is not None else {},
             spent=budget.rows(self.shell.machine.state),
         )
 
@@ -163,6 +174,8 @@ class Root(Coordinator):
         )
         if self._hybrid:
             self._hybrid.complete(report)
+        if self.proxy is not None:
+            report["proxy"] = self.proxy.told()
         try:
             await self._close_results()
             if self.spec.run is not None and self.spec.run.report is not None:

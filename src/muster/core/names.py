@@ -15,6 +15,8 @@ COORDINATOR = AgentId("coordinator")
 OPERATOR = AgentId("operator")
 #: Who asks the coordinator for its status while the operator is busy.
 OBSERVER = AgentId("observer")
+#: The process between the agents' clients and their APIs, in fleets that have one.
+PROXY = AgentId("proxy")
 #: Processes outside the fleet that hold locks are this with a number; they have no inbox that anybody reads.
 HOLDER = "_lock-"
 #: The identities of every fleet beside its agents.

@@ -59,6 +59,7 @@ class TaskInput(msgspec.Struct, array_like=True, frozen=True):
     backoff_s: float | None = None  # first wait before it is tried again, doubled each time; None = the fleet's
     attempt: int = 0  # of a team's task: the token given by the root
     session: str = ""  # what the first attempt goes on with
+    hops: int = 0  # of the message it came from
 
 
 class Submit(msgspec.Struct, frozen=True, kw_only=True):
@@ -128,6 +129,7 @@ class Assign(msgspec.Struct, frozen=True, kw_only=True):
     input: Any
     timeout_s: float | None = None
     session: str = ""  # of an earlier attempt
+    hops: int = 0  # of the chain of messages that led to the task
 
 
 class Cancel(msgspec.Struct, frozen=True, kw_only=True):
@@ -275,6 +277,7 @@ class LimitAsk(msgspec.Struct, frozen=True, kw_only=True):
     ask_id: str
     amounts: dict[str, int] = {}
     incarnation: int = 0  # a higher one ends what an earlier life of the agent asked for
+    agent: str = ""  # for whom; believed from the proxy alone
 
 
 class LimitGrant(msgspec.Struct, frozen=True, array_like=True):
@@ -293,6 +296,9 @@ class LimitSettle(msgspec.Struct, frozen=True, kw_only=True):
     used: dict[str, int] | None = None
     resets_in_s: float | None = None
     why: str = ""
+    agent: str = ""  # for whom it was spent, and what that cost; believed from the proxy alone
+    tokens: int = 0
+    cost_usd: float | None = None
 
 
 # --------------------------------------------------------------------------- bus: anybody -> coordinator: locks

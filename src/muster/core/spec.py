@@ -12,7 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 from muster.core import limits
-from muster.core.names import COMPANIONS, TEAM
+from muster.core.names import COMPANIONS, PROXY, TEAM
 
 
 class AgentLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -290,9 +290,14 @@ def roster(spec: FleetSpec) -> list[str]:
     return [agent for kind in spec.agents for agent in kind.agent_ids()]
 
 
+def services(spec: FleetSpec) -> list[str]:
+    """The identities of processes of the fleet that are no agents."""
+    return [PROXY] if spec.proxy is not None else []
+
+
 def identities(spec: FleetSpec) -> int:
     """How many identities the fleet's store must have room for at least."""
-    return len(roster(spec)) + len(COMPANIONS) + len(teams(spec)) + (spec.proxy is not None)
+    return len(roster(spec)) + len(COMPANIONS) + len(teams(spec)) + len(services(spec))
 
 
 def workers(spec: FleetSpec) -> dict[str, tuple[str, ...]]:

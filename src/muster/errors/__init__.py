@@ -17,7 +17,7 @@
     ├── StoreError
     │   └── StoreUnsuitableError  StoreTooSmallError     StoreVersionError   RosterFullError
     ├── LimitError
-    │   └── RateLimitedError*     UnknownLimitError      LimitImpossibleError
+    │   └── RateLimitedError*     UnknownLimitError      LimitImpossibleError  ProxyLostError
     ├── LockError
     │   ├── LockHeldError         LockTimeoutError       LockDeadlockError
     │   └── LockLostError         LockTableFullError
@@ -58,6 +58,9 @@ from muster.errors.services import (
 )
 from muster.errors.services import (
     LockTimeoutError as LockTimeoutError,
+)
+from muster.errors.services import (
+    ProxyLostError as ProxyLostError,
 )
 from muster.errors.services import (
     RateLimitedError as RateLimitedError,

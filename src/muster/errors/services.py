@@ -32,6 +32,12 @@ class LimitImpossibleError(LimitError):
     exit_status = 2
 
 
+class ProxyLostError(LimitError):
+    """The API proxy died while an attempt was running that could not do without it; the attempt is not counted, and made again."""
+
+    code = "limit.proxy_lost"
+
+
 class LockError(MusterError):
     """A lock was not had, or is over; the work that it guards must not go on."""
 

@@ -11,14 +11,14 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import msgspec
 
 from muster.core import limits
 from muster.core.names import agent_id, fleet_name
 from muster.core.settings import BusSettings
-from muster.core.spec import AdmitSpec, AgentSpec, FleetSpec, HookSpec, LimitSpec, RetrySpec, identities
+from muster.core.spec import AdmitSpec, AgentSpec, FleetSpec, HookSpec, LimitSpec, ProxySpec, RetrySpec, identities
 from muster.core.wishes import check_tags
 from muster.errors import ConfigError, InvalidNameError
 from muster.fleet.bounds import bounded, bounds_of
@@ -29,6 +29,7 @@ from muster.fleet.durations import parse_duration
 from muster.fleet.hooks import hook_of
 from muster.fleet.limiting import admit_of, budget_of, limit_of, pattern_of, with_limits
 from muster.fleet.profiles import DEFAULT, PROFILES
+from muster.fleet.proxying import check_names, proxy_of, with_upstreams
 from muster.fleet.tables import (
     AdmitTable,
     AgentTable,
@@ -37,14 +38,14 @@ from muster.fleet.tables import (
     HookTable,
     LimitsTable,
     LimitTable,
+    ProxyTable,
     TeamsTable,
+    UpstreamTable,
 )
-
-T = TypeVar("T", bound=msgspec.Struct)
-
+from muster.fleet.written import checked_table, converted, unknown_key
 
 #: What may stand at the top level.
-TABLES = ("fleet", "bus", "agents", "teams", "hooks", "limits", "admit")
+TABLES = ("fleet", "bus", "agents", "teams", "hooks", "limits", "proxy", "admit")
 #: Keys of `[fleet]` that MUSTER_<KEY> sets. The name is chosen by MUSTER_FLEET, which selects a fleet and renames none.
 ENVIRONMENT_KEYS: tuple[str, ...] = tuple(key for key in FleetTable.__struct_fields__ if key != "name")
 
@@ -63,6 +64,7 @@ class FleetConfig:
     origins: dict[str, str] = field(default_factory=dict)
     hooks: tuple[HookSpec, ...] = ()
     limits: dict[str, LimitSpec] = field(default_factory=dict)
+    proxy: ProxySpec | None = None
     admit: AdmitSpec = field(default_factory=AdmitSpec)
 
     def written_bus(self) -> dict[str, int]:
@@ -112,7 +114,8 @@ class FleetConfig:
             name=self.name,
             store_id=store_id,
             agents=kinds,
-            limits=shared,
+            limits=with_upstreams(shared, self.proxy),
+            proxy=self.proxy,
             admit=self.admit,
             budget=budget_of(table.budget, f"{self.path}: [fleet] budget"),
             agents_per_worker=table.agents_per_worker,
@@ -153,16 +156,16 @@ def load(
         raise ConfigError(f"{path}: not valid TOML: {error}", source=str(path)) from None
     for key in document:
         if key not in TABLES:
-            raise _unknown(key, TABLES, str(path), "the top level")
-    written = _table(document.get("fleet", {}), FleetTable, path, "[fleet]")
+            raise unknown_key(key, TABLES, str(path), "the top level")
+    written = checked_table(document.get("fleet", {}), FleetTable, path, "[fleet]")
     layered, origins = _layered(written, dict(flags or {}), os.environ if environ is None else environ, path)
-    fleet = _convert(layered, FleetTable, path, "[fleet]")
+    fleet = converted(layered, FleetTable, path, "[fleet]")
     agents = _agents(document.get("agents"), path)
-    bus = _convert(_table(document.get("bus", {}), BusTable, path, "[bus]"), BusTable, path, "[bus]")
+    bus = converted(checked_table(document.get("bus", {}), BusTable, path, "[bus]"), BusTable, path, "[bus]")
     name = fleet_name(fleet.name if fleet.name is not None else path.absolute().parent.name)
     teams = None
     if "teams" in document:
-        teams = _convert(_table(document["teams"], TeamsTable, path, "[teams]"), TeamsTable, path, "[teams]")
+        teams = converted(checked_table(document["teams"], TeamsTable, path, "[teams]"), TeamsTable, path, "[teams]")
     config = FleetConfig(
         path=path,
         name=name,
@@ -173,6 +176,7 @@ def load(
         origins=origins,
         hooks=_hooks(document.get("hooks", {}), path),
         limits=_limits(document.get("limits", {}), path),
+        proxy=_proxy(document.get("proxy"), fleet.proxy, path),
         admit=_admit(document.get("admit", {}), path),
     )
     _check(config)
@@ -180,7 +184,7 @@ def load(
 
 
 def _admit(written: object, path: Path) -> AdmitSpec:
-    table = _convert(_table(written, AdmitTable, path, "[admit]"), AdmitTable, path, "[admit]")
+    table = converted(checked_table(written, AdmitTable, path, "[admit]"), AdmitTable, path, "[admit]")
     return admit_of(table, f"{path}: [admit]")
 
 
@@ -190,9 +194,20 @@ def _limits(tables: object, path: Path) -> dict[str, LimitSpec]:
     found = {}
     for name, table in tables.items():
         place = f"[limits.{name}]"
-        checked = _convert(_table(table, LimitTable, path, place), LimitTable, path, place)
+        checked = converted(checked_table(table, LimitTable, path, place), LimitTable, path, place)
         found[name] = limit_of(name, checked, f"{path}: {place}")
     return found
+
+
+def _proxy(table: object, wanted: bool | None, path: Path) -> ProxySpec | None:
+    """A fleet has a proxy if it says so, or describes one and does not say no."""
+    keys = {} if table is None else checked_table(table, ProxyTable, path, "[proxy]")
+    for name, upstream in keys.get("upstreams", {}).items():
+        checked_table(upstream, UpstreamTable, path, f"[proxy.upstreams.{name}]")
+    described = converted(keys, ProxyTable, path, "[proxy]")
+    if not (table is not None if wanted is None else wanted):
+        return None
+    return proxy_of(described, f"{path}: [proxy]", path.absolute().parent)
 
 
 def _layered(
@@ -207,7 +222,7 @@ def _layered(
         given.setdefault(key, (value, str(path)))
     profile = given.get("profile", (DEFAULT, "default"))[0]
     if profile not in PROFILES:
-        raise _unknown(str(profile), tuple(PROFILES), given["profile"][1], "profile", what="profile")
+        raise unknown_key(str(profile), tuple(PROFILES), given["profile"][1], "profile", what="profile")
     for key, value in PROFILES[profile].defaults.items():
         given.setdefault(key, (value, f"profile {profile}"))
     return {key: value for key, (value, _) in given.items()}, {key: origin for key, (_, origin) in given.items()}
@@ -215,7 +230,7 @@ def _layered(
 
 def _from_text(key: str, text: str, variable: str) -> Any:
     """A value of an environment variable in the type of its key."""
-    kind = {"metrics": bool, "debug": bool, "agents_per_worker": int, "retries": int}.get(key, str)
+    kind = {"metrics": bool, "debug": bool, "proxy": bool, "agents_per_worker": int, "retries": int}.get(key, str)
     if kind is bool:
         if text.lower() not in ("1", "0", "true", "false", "yes", "no", "on", "off"):
             raise ConfigError(f"{variable}: {text!r:.60} is neither true nor false", key=key, source=variable)
@@ -239,50 +254,16 @@ def _hooks(tables: object, path: Path) -> tuple[HookSpec, ...]:
     if not isinstance(tables, dict):
         raise ConfigError(f"{path}: hooks must be tables such as [hooks.backup]", source=str(path))
     places = {name: f"[hooks.{name}]" for name in tables}
-    keys = {name: _table(table, HookTable, path, places[name]) for name, table in tables.items()}
-    return tuple(hook_of(name, _convert(table, HookTable, path, places[name]), path) for name, table in keys.items())
+    keys = {name: checked_table(table, HookTable, path, places[name]) for name, table in tables.items()}
+    return tuple(hook_of(name, converted(table, HookTable, path, places[name]), path) for name, table in keys.items())
 
 
 def _agent(name: str, table: object, path: Path) -> AgentTable:
     place = f"[agents.{name}]"
-    keys = _table(table, AgentTable, path, place)
+    keys = checked_table(table, AgentTable, path, place)
     if "limits" in keys:
-        _table(keys["limits"], LimitsTable, path, f"[agents.{name}.limits]")
-    return _convert(keys, AgentTable, path, place)
-
-
-def _table(table: object, struct: type[msgspec.Struct], path: Path, place: str) -> dict[str, Any]:
-    if not isinstance(table, dict):
-        raise ConfigError(f"{path}: {place} must be a table", source=str(path))
-    for key in table:
-        if key not in struct.__struct_encode_fields__:
-            raise _unknown(key, struct.__struct_encode_fields__, str(path), place)
-    return table
-
-
-def _unknown(key: str, known: tuple[str, ...], source: str, place: str, *, what: str = "key") -> ConfigError:
-    import difflib  # only errors pay for it
-
-    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(known)}"
-    return ConfigError(
-        f"{source}: unknown {what} {key!r} in {place}; {hint}",
-        key=key,
-        source=source,
-        nearest=nearest[0] if nearest else None,
-    )
-
-
-def _convert(table: dict[str, Any], struct: type[T], path: Path, place: str) -> T:
-    try:
-        return msgspec.convert(table, struct)
-    except msgspec.ValidationError as error:
-        # msgspec says "Expected `int`, got `str` - at `$.count`"; people want the key's name in front.
-        text, _, where = str(error).partition(" - at `$.")
-        key = where.rstrip("`")
-        raise ConfigError(
-            f"{path}: {place} {key}: {text[:1].lower()}{text[1:]}".replace("  ", " "), key=key, source=str(path)
-        ) from None
+        checked_table(keys["limits"], LimitsTable, path, f"[agents.{name}.limits]")
+    return converted(keys, AgentTable, path, place)
 
 
 def _check(config: FleetConfig) -> None:
@@ -293,6 +274,8 @@ def _check(config: FleetConfig) -> None:
             raise ConfigError(f"{path}: [fleet] {key} must be at least {least}", key=key, source=str(path))
     check_teams(config.spec(""), f"{path}: [teams]")  # parses every duration on the way
     config.bus_settings()
+    if config.proxy is not None:
+        check_names(config.spec("").agents, str(path))
     seen: dict[str, str] = {}
     for name, agent in config.agents.items():
         place = f"[agents.{name}]"

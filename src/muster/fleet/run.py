@@ -22,6 +22,7 @@ from muster.errors import FleetRunningError, MusterError, StoreUnsuitableError
 from muster.fleet import leftovers, places
 from muster.fleet.entries import entries
 from muster.fleet.handlers import check_handler
+from muster.fleet.proxying import sealed
 from muster.fleet.results import Recorded, ResultsFile, resume_plan
 from muster.fleet.run_options import RunOptions
 from muster.supervise.spawner import SpawnerClient, start_spawner
@@ -113,8 +114,9 @@ def _make_store(options: RunOptions) -> tuple[FleetSpec, Path]:
         spool = places.spool_of(store_id, options.store_root)
         spec = options.spec(name=name, store_id=store_id, spool=spool)
         create_store(store, BusSettings(agents_max=max(limits.AGENTS_MAX, specs.identities(spec))))
+        spec = sealed(spec, store)
         write_spec(store, spec)
-        for agent in (COORDINATOR, OPERATOR, *specs.teams(spec), *specs.roster(spec)):
+        for agent in (COORDINATOR, OPERATOR, *specs.teams(spec), *specs.roster(spec), *specs.services(spec)):
             add_agent(store, agent)
         places.make_private(spool.parent.parent)
         places.make_private(spool.parent)

@@ -12,14 +12,15 @@ from pathlib import Path
 
 from muster.agent.attempt import input_text
 from muster.core import limits
-from muster.core.spec import AgentSpec, FleetSpec, HaltSpec, LimitSpec, RetrySpec, RunSpec, TeamsSpec
+from muster.core.spec import AgentSpec, FleetSpec, HaltSpec, LimitSpec, ProxySpec, RetrySpec, RunSpec, TeamsSpec
 from muster.core.template import expand, expand_shell, has_placeholder
 from muster.errors import CommandNotFoundError, ConfigError
 from muster.fleet.coding import Coding, Worktree, check_worktree, coding_of, worktree_of
 from muster.fleet.division import check_teams, teams_spec
 from muster.fleet.inputs import Inputs, text_of
 from muster.fleet.limiting import budget_of, limit_of, pattern_of, with_limits
-from muster.fleet.tables import LimitTable
+from muster.fleet.proxying import keys_of, proxy_of, with_upstreams
+from muster.fleet.tables import LimitTable, ProxyTable
 from muster.supervise.platform import started_unix_s
 
 #: More agents than this on one machine are a slip of the keyboard.
@@ -73,6 +74,8 @@ class RunOptions:
     limit: str | None = None
     rate: str | None = None
     burst: int | None = None
+    #: The API proxy of this run, if it has one.
+    proxy: ProxyTable | None = None
     budget: str | None = None
     limited_pattern: str = ""
 
@@ -85,6 +88,8 @@ class RunOptions:
         """
         self._check_preset()
         self._limits()
+        if (proxy := self._proxy()) is not None:
+            keys_of(proxy, os.environ)
         budget_of(self.budget, "--budget")
         pattern_of(self.limited_pattern, "--limited")
         if self.command and self.handler:
@@ -151,11 +156,13 @@ class RunOptions:
         )
         automatic = 1 if self.handler else max(1, min(AGENTS_PER_COMMAND_WORKER_MAX, self.jobs // 10))
         kinds, shared = with_limits((agents,), self._limits(), "--limit")
+        proxy = self._proxy()
         return FleetSpec(
             name=name,
             store_id=store_id,
             agents=kinds,
-            limits=shared,
+            limits=with_upstreams(shared, proxy),
+            proxy=proxy,
             budget=budget_of(self.budget, "--budget"),
             run=RunSpec(
                 results=None if self.results is None else str(self.results),
@@ -200,6 +207,9 @@ class RunOptions:
     def _coding(self) -> Coding:
         assert self.preset is not None
         return coding_of(self.preset, self.command, self.prompt, self.transcripts, "--preset")
+
+    def _proxy(self) -> ProxySpec | None:
+        return None if self.proxy is None else proxy_of(self.proxy, "--proxy", self.cwd)
 
     def _template(self) -> tuple[str, ...]:
         return self.command if self.preset is None else self._coding().command

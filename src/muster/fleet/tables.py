@@ -94,6 +94,7 @@ class FleetTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     metrics: bool = True
     metrics_interval: Duration = limits.METRICS_INTERVAL_S
     debug: bool = False
+    proxy: bool | None = None
     budget: str | None = None
 
 
@@ -120,3 +121,21 @@ class AdmitTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     memory: str | int | None = None
     load: float | None = None
     fds: int | None = None
+
+
+class UpstreamTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[proxy.upstreams.NAME]`: one API. The three that a proxy knows need no `url`."""
+
+    url: str | None = None
+    #: `env:NAME` or `file:PATH`: the key stays with the proxy. Absent: each client sends its own.
+    key_from: str | None = None
+    key_header: str | None = None
+    key_prefix: str | None = None
+
+
+class ProxyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[proxy]`: the local API proxy."""
+
+    port: int = 0
+    prices: str | None = None
+    upstreams: dict[str, UpstreamTable] = {}

@@ -30,6 +30,7 @@ from muster.errors import (
 from muster.fleet import config, leftovers, logs, places
 from muster.fleet.entries import entries
 from muster.fleet.handlers import check_handler
+from muster.fleet.proxying import sealed
 from muster.fleet.run import note_signals
 from muster.supervise import platform
 from muster.supervise.client import SpawnerClient
@@ -93,8 +94,9 @@ def start(file: Path, flags: dict[str, Any], *, store_root: str | None, detach: 
     spec = settings.spec(store_id)
     create_store(store, settings.bus_settings())
     notices = _kept_settings(settings, store)
+    spec = sealed(spec, store)
     write_spec(store, spec)
-    for agent in (COORDINATOR, OPERATOR, *specs.teams(spec), *specs.roster(spec)):
+    for agent in (COORDINATOR, OPERATOR, *specs.teams(spec), *specs.roster(spec), *specs.services(spec)):
         add_agent(store, agent)
     _set_overflow(store, spec)
     noted: list[int] = []

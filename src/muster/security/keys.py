@@ -37,6 +37,11 @@ def receive_root(master: bytes, recipient: str) -> bytes:
     return hmac.digest(master, b"recv" + recipient.encode(), "sha256")
 
 
+def proxy_secret(root: bytes) -> str:
+    """What stands for the owner of `root` in the path of its requests to the fleet's API proxy: both can derive it, nobody else."""
+    return hmac.digest(root, b"proxy/1", "sha256").hex()
+
+
 def pair_key(root: bytes, sender: str, epoch: int = EPOCH) -> bytes:
     """K_sr: the key under which `sender` signs for the owner of `root`."""
     return hmac.digest(root, _pair_text(sender, epoch), "sha256")

@@ -113,6 +113,17 @@ complete.
     help="A failure that says this on standard error met a vendor's limit (so does exit status 75).",
 )
 @click.option("--budget", metavar="BUDGET", help="Begin nothing more once so much is spent, e.g. 20USD or '2M tokens'.")
+@click.option(
+    "--proxy", is_flag=True, help="Send the tasks' API requests through a local proxy that counts, limits and retries."
+)
+@click.option("--upstream", multiple=True, metavar="NAME=URL", help="An API behind the proxy; implies --proxy.")
+@click.option(
+    "--key-from",
+    multiple=True,
+    metavar="NAME=env:VAR",
+    help="The key of an API stays with the proxy; also NAME=file:PATH; implies --proxy.",
+)
+@click.option("--prices", metavar="FILE", help="Prices of models for --proxy [default: list prices].")
 @click.option("-k", "--keep-order", is_flag=True, help="Print outputs in the order of the inputs.")
 @click.option("--dry-run", is_flag=True, help="Print the quoted command lines, and run nothing.")
 @click.option(
@@ -195,10 +206,20 @@ def _options(given: dict[str, Any]) -> RunOptions:
         limit=given["limit"],
         rate=given["rate"],
         burst=given["burst"],
+        proxy=_proxy(given),
         budget=given["budget"],
         limited_pattern=given["limited_pattern"],
         worktree=given["worktree_keep"] or ("changed" if given["worktree"] else None),
     )
+
+
+def _proxy(given: dict[str, Any]) -> Any:
+    if not (given["proxy"] or given["upstream"] or given["key_from"]):
+        return None
+    from muster.fleet.proxying import table_of
+
+    prices = None if given["prices"] is None else str(Path(given["prices"]).resolve())
+    return table_of(given["upstream"], given["key_from"], prices)
 
 
 def _dry_run(options: RunOptions) -> int:

@@ -14,6 +14,9 @@ class Ticket(Protocol):
     def settle(self, usage: Usage, cost_usd: Decimal | None) -> None:
         """The request is over and used this much. Called once for every admitted request, also for failed ones."""
 
+    def refused(self, resets_in_s: float | None) -> None:
+        """The API said that a limit is hit, and for how long if it said so. Later admissions wait accordingly; `settle` still follows."""
+
 
 class Gate(Protocol):
     """Decides when a request may go."""
@@ -25,15 +28,15 @@ class Gate(Protocol):
             BudgetError: It never may: the budget is used up. Nothing was admitted.
         """
 
-    def refused(self, agent: str, api: str, resets_in_s: float | None) -> None:
-        """`api` said that a limit is hit, and for how long if it said so. The next `admit` waits accordingly."""
-
 
 class OpenTicket:
     """A ticket of nobody's."""
 
     def settle(self, usage: Usage, cost_usd: Decimal | None) -> None:
         """Nothing to keep."""
+
+    def refused(self, resets_in_s: float | None) -> None:
+        """Nothing to do."""
 
 
 class OpenGate:
@@ -42,6 +45,3 @@ class OpenGate:
     async def admit(self, agent: str, api: str, tokens: int) -> Ticket:  # noqa: ARG002 -- the protocol's
         """At once."""
         return OpenTicket()
-
-    def refused(self, agent: str, api: str, resets_in_s: float | None) -> None:
-        """Nothing to do."""

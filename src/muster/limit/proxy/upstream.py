@@ -78,7 +78,9 @@ def _checked(url: str) -> SplitResult:
         parts = urlsplit(url)
         parts.port  # noqa: B018 -- raises for a bad one
     except ValueError as error:
-        raise ConfigError(f"the upstream {url!r:.120} is not a URL: {error}", key="upstream") from None
+        raise ConfigError(f"the upstream is not a URL: {error}", key="upstream") from None
+    if "@" in parts.netloc or parts.query or parts.fragment:  # not shown: it may be a secret
+        raise ConfigError("the URL of an upstream has no user, password, query or fragment", key="upstream")
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigError(
             f"the upstream {url!r:.120} must begin with http:// or https:// and name a host", key="upstream"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import AsyncIterator
 from typing import Any
 
 import h11
@@ -16,6 +17,12 @@ import h11
 READ_BYTES = 16 << 10
 #: Request line and headers together.
 HEAD_BYTES_MAX = 64 << 10
+
+#: A connection that says nothing is kept so long; a request that has begun must have come so far in this time; an answer to a client that
+#: still sends is followed by so long a look at what it sends, or the kernel would take the answer back.
+IDLE_S, HEAD_S, BODY_S, LINGER_S = 600.0, 10.0, 300.0, 1.0
+#: What a client may send ahead while its request is held.
+AHEAD_BYTES_MAX = 64 << 10
 
 #: RFC 9110, 7.6.1: these belong to one connection and are not passed on.
 HOP_BY_HOP = frozenset(
@@ -46,6 +53,23 @@ class Wire:
         self._reader, self._writer = reader, writer
         self._has_said = False
 
+    @contextlib.asynccontextmanager
+    async def within(self, seconds: float, late: str) -> AsyncIterator[None]:
+        """A block that must be done in time. Raises PeerGoneError, saying `late`."""
+        try:
+            async with asyncio.timeout(seconds):
+                yield
+        except TimeoutError:
+            raise PeerGoneError(late) from None
+
+    async def next_head(self) -> Any:
+        """A client's next request, or what else comes. It may begin late, but once begun it has to come soon. Raises PeerGoneError."""
+        if self._h11.trailing_data[0] == b"":
+            async with self.within(IDLE_S, "the connection was idle"):
+                await self._receive()
+        async with self.within(HEAD_S, "the request did not come in time"):
+            return await self.next_event()
+
     async def next_event(self) -> Any:
         """The next event of h11. Raises PeerGoneError."""
         while True:
@@ -58,11 +82,14 @@ class Wire:
                 return event
             if self._h11.they_are_waiting_for_100_continue:
                 await self.send(h11.InformationalResponse(status_code=100, headers=[]))
-            try:
-                data = await self._reader.read(READ_BYTES)
-            except OSError as error:
-                raise PeerGoneError(str(error), is_fresh=not self._has_said) from None
-            self._h11.receive_data(data)
+            await self._receive()
+
+    async def _receive(self) -> None:
+        try:
+            data = await self._reader.read(READ_BYTES)
+        except OSError as error:
+            raise PeerGoneError(str(error), is_fresh=not self._has_said) from None
+        self._h11.receive_data(data)
 
     async def send(self, *events: Any) -> None:
         """Write events out and wait for room, so that a slow reader slows the other side down. Raises PeerGoneError."""
@@ -77,9 +104,20 @@ class Wire:
 
     async def wait_gone(self) -> None:
         """Return when the other side has closed the connection; what it sends meanwhile is kept for the next exchange."""
+        ahead = 0
         with contextlib.suppress(OSError):
-            while data := await self._reader.read(READ_BYTES):
+            while ahead <= AHEAD_BYTES_MAX and (data := await self._reader.read(READ_BYTES)):
+                ahead += len(data)
                 self._h11.receive_data(data)
+
+    async def linger(self) -> None:
+        """Take what a client still sends after its answer, for a moment (RFC 9112, 9.6)."""
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(LINGER_S):
+                if self._writer.can_write_eof():
+                    self._writer.write_eof()
+                while await self._reader.read(READ_BYTES):
+                    pass
 
     def renew(self) -> bool:
         """Get ready for the next exchange on this connection; False if there can be none."""
