@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import inspect
 import os
 import signal
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from muster.bus.bus import Bus
 from muster.bus.delivery import Delivery
+from muster.bus.envelope import around
 from muster.bus.store import add_agent, open_store
 from muster.core import limits
 from muster.core.message import EXTRA_REPLY_TO
@@ -174,10 +176,12 @@ class Agent:
         # The delivery decides what an exception means (it is given back, or dead); the agent goes on with the next one.
         with contextlib.suppress(Exception):
             async with delivery:
+                around.set(delivery.message)  # this task's own: what the handler sends is because of it
                 if inspect.iscoroutinefunction(handler):
                     value = await handler(argument)
                 else:
-                    value = await asyncio.get_running_loop().run_in_executor(threads, handler, argument)
+                    run = contextvars.copy_context().run
+                    value = await asyncio.get_running_loop().run_in_executor(threads, run, handler, argument)
                 if value is not None and EXTRA_REPLY_TO in delivery.message.extras and delivery.is_open:
                     delivery.reply(value)
 

@@ -18,6 +18,7 @@ from muster.agent.attempt import Attempt
 from muster.agent.mailbox import Mailbox
 from muster.agent.outbox import Outbox
 from muster.agent.status import boottime_ms
+from muster.bus.envelope import Chain
 from muster.core import limits
 from muster.core.names import COORDINATOR
 from muster.core.protocol import (
@@ -75,6 +76,8 @@ class Runner:
         self._coordinators = tuple(dict.fromkeys((setting.coordinator, COORDINATOR)))
         self.outbox = Outbox(bus, setting.loop, setting.coordinator, emptied=self._advance)
         self.running: dict[tuple[int, int], Attempt] = {}
+        #: By attempt, what its command's messages are because of.
+        self.causes: dict[tuple[int, int], Chain] = {}
         self.done = 0
         self.failed = 0
         #: Called before the first attempt starts; whenever the agent gets busy or idle; before its last message; after it was stored.
@@ -107,6 +110,7 @@ class Runner:
         """Join: tell the coordinator and take what is there."""
         self._demand(False)
         self.bus.on_wake(self.pump)
+        self.bus.on_loop = self._loop_stopped  # type: ignore[method-assign]
         self.page.state("ready")
         self.outbox.post(self._ready(None))
         self.pump()
@@ -192,6 +196,12 @@ class Runner:
         if delivery.is_open:
             delivery.ack()
 
+    def _loop_stopped(self, recipient: str, hops: int) -> None:
+        self.registry.count("muster_loops_stopped_total")
+        print(
+            f"muster: a message to {recipient} was refused: it would be number {hops} of a chain of answers", flush=True
+        )
+
     def _refuse_delivery(self, delivery: Delivery, reason: str) -> None:
         self.registry.count("muster_messages_refused_total")
         delivery.dead_letter(reason)
@@ -268,12 +278,15 @@ class Runner:
             self.on_first_task()
         self.running[attempt.key] = attempt
         attempt.moved = self.moved
+        if attempt.hops:
+            self.causes[attempt.key] = Chain(attempt.hops - 1)
         self.executor.start(attempt, self._ended)
         self.moved()
 
     def _ended(self, attempt: Attempt, result: Result) -> None:
         """Nothing of the attempt is left. The result is stored before anything else begins."""
         self.running.pop(attempt.key, None)
+        self.causes.pop(attempt.key, None)
         self._finished[attempt.key] = None
         if len(self._finished) > _FINISHED_MAX:
             self._finished.popitem(last=False)

@@ -33,6 +33,7 @@ import msgspec
 from muster.agent import ancestry
 from muster.agent.leases import SessionLeases
 from muster.agent.runner import VERBS
+from muster.bus.envelope import Chain
 from muster.core import limits
 from muster.core.protocol import TYPES
 from muster.errors import (
@@ -252,6 +253,10 @@ class Session:
 
     # ------------------------------------------------------------------ operations
 
+    def _cause(self) -> Chain | None:
+        """What the attempt last read, else what it was started for: a command that answers all it hears comes to an end."""
+        return self._runner.causes.get(self._attempt)
+
     async def _send(self, request: Request) -> dict[str, Any]:
         receipt = self._bus.post(
             request.to,
@@ -259,18 +264,25 @@ class Session:
             type=_type(request, "message"),
             priority=request.priority,
             message_id=request.message_id,
+            cause=self._cause(),
         )
         return {"id": request.message_id or receipt.id, "seq": receipt.seq}
 
     async def _publish(self, request: Request) -> dict[str, Any]:
         receipts = await self._bus.publish(
-            request.to, _body(request), type=_type(request, "message"), priority=request.priority
+            request.to,
+            _body(request),
+            type=_type(request, "message"),
+            priority=request.priority,
+            cause=self._cause(),
         )
         return {"sent": [{"to": receipt.recipient, "id": receipt.id, "seq": receipt.seq} for receipt in receipts]}
 
     async def _ask(self, request: Request) -> dict[str, Any]:
         timeout_s = min(max(request.timeout_s, 0.0), WAIT_S_MAX)
-        reply = await self._bus.ask(request.to, _body(request), type=_type(request, "ask"), timeout_s=timeout_s)
+        reply = await self._bus.ask(
+            request.to, _body(request), type=_type(request, "ask"), timeout_s=timeout_s, cause=self._cause()
+        )
         return {"reply": _shown(reply)}
 
     async def _receive(self, request: Request) -> dict[str, Any]:
@@ -280,6 +292,7 @@ class Session:
             handle = str(self._next_handle)
             self._next_handle += 1
             self._in_hand[handle] = delivery
+            self._runner.causes[self._attempt] = Chain(delivery.message.hops, delivery.message.id)
             messages.append({"handle": handle, "attempt": delivery.attempt, **_shown(delivery.message)})
         return {"messages": messages}
 

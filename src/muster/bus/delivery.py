@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from muster.bus.waiting import wait_finalised
 from muster.core.ids import show_id
-from muster.errors import DeliveryStateError
+from muster.errors import DeliveryStateError, EchoStormError
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -132,6 +132,8 @@ class Delivery:
             self.ack()
         elif issubclass(kind, asyncio.CancelledError | KeyboardInterrupt | SystemExit):
             self.release()
+        elif isinstance(error, EchoStormError) and error.retry_after_s is None:
+            self.dead_letter(error.message)  # the chain is as long the next time: trying again would only repeat the work
         else:
             self.nack(f"{kind.__name__}: {error}")
 

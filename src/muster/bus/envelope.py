@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from muster.core import limits
 from muster.core.codec import Outgoing, encode_extras
@@ -24,6 +25,19 @@ if TYPE_CHECKING:
 
     from muster.bus.bus import Bus
     from muster.bus.delivery import Delivery
+
+#: The message that the handler around a call works on: what it sends, it sends because of that one.
+around: ContextVar[Message | None] = ContextVar("muster_around", default=None)
+#: muster's own requests are nobody's answers.
+_OWN = ("agent.", "fleet.", "health.", "limit.", "lock.", "metrics.", "run.", "team.")
+
+
+class Chain(NamedTuple):
+    """A cause that is known by how long its chain is, and perhaps by its id: what an agent's command was started for, or last read."""
+
+    hops: int
+    id: str = ""
+
 
 _types: dict[str, bytes] = {}
 
@@ -71,10 +85,13 @@ def outgoing(body: object, envelope: Mapping[str, Any]) -> Outgoing:
     """
     raw, content = encode_body(body)
     created = time.time_ns()
-    if not envelope:
+    implied = around.get()
+    if not envelope and implied is None:
         return Outgoing(new_id(), b"message", raw, content, created)
     if envelope.get("cause") is not None:
         envelope = because_of(envelope["cause"], envelope)
+    elif implied is not None and "cause" not in envelope and not envelope.get("type", "").startswith(_OWN):
+        envelope = because_of(implied, envelope)
     out = Outgoing(new_id(), type_bytes(envelope.get("type", "message")), raw, content, created)
     unknown = envelope.keys() - _FIELDS
     if unknown:
@@ -97,11 +114,14 @@ def outgoing(body: object, envelope: Mapping[str, Any]) -> Outgoing:
     return out
 
 
-def because_of(cause: Delivery | Message, envelope: Mapping[str, Any]) -> dict[str, Any]:
+def because_of(cause: Delivery | Message | Chain, envelope: Mapping[str, Any]) -> dict[str, Any]:
     """`envelope` with what `cause` says of a message that it brings about; fields that are set already stay as they are.
 
     The correlation of a control message is left out: there it would make the message a reply to an ask.
     """
+    if isinstance(cause, Chain):
+        known: dict[str, Any] = {"hops": cause.hops + 1, **({"causation_id": cause.id} if cause.id else {})}
+        return {**known, **{name: value for name, value in envelope.items() if value is not None}}
     message = cause if isinstance(cause, Message) else cause.message
     given: dict[str, Any] = {"causation_id": message.id, "hops": message.hops + 1}
     if envelope.get("priority") != "control":
@@ -117,16 +137,20 @@ def put_caused(bus: Bus, to: str, out: Outgoing, envelope: Mapping[str, Any]) ->
     Raises:
         EchoStormError: Nothing was stored, nor counted. Else as the transport's `put`.
     """
-    is_reply = out.control and "correlation_id" in envelope  # there is one to an ask
+    # An answer to an ask is one for each; and what is only implied may be work, of which there can be much: its chain is bounded.
+    is_counted = not (out.control and "correlation_id" in envelope) and (
+        "hops" in envelope or ("cause" in envelope and not isinstance(envelope["cause"], Chain))
+    )
     now_s = time.monotonic()
     try:
         bus.guard.check_hops(out.hops)
-        if not is_reply:
+        if is_counted:
             bus.guard.check_rate(to, now_s)
     except EchoStormError:
         bus.stats.hops_refused += 1
+        bus.on_loop(to, out.hops)
         raise
     seq = bus.transport.put(to, out)
-    if not is_reply:
+    if is_counted:
         bus.guard.count(to, now_s)
     return seq

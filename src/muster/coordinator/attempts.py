@@ -51,7 +51,7 @@ def _tasks_submitted(state: State, fact: TasksSubmitted, out: list[Effect]) -> N
             if len(state.sources) > SOURCES_MAX:
                 del state.sources[next(iter(state.sources))]
         task = Task(number, given.input, given.kind, given.timeout_s, source=given.source, asker=given.asker)
-        task.route, task.priority = given.kind, given.priority
+        task.route, task.priority, task.hops = given.kind, given.priority, given.hops
         task.attempts_max, task.backoff_s = given.attempts_max, given.backoff_s
         outcomes.set(number, OPEN)
         state.tasks[number] = task

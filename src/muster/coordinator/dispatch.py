@@ -90,6 +90,7 @@ def assignment(task: Task) -> Post:
         input=task.input,
         timeout_s=task.timeout_s,
         session=task.session,
+        hops=task.hops,
     )
     return Post(task.agent, body, f"assign-{task.number}-{task.attempt}-{task.incarnation}")
 

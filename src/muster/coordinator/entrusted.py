@@ -52,7 +52,7 @@ def _entrusted(state: State, fact: TasksEntrusted, out: list[Effect]) -> None:
             _give_back(state, Record(number, attempt, "", REFUSED), out)
             continue
         state.tasks[number] = task = Task(
-            number, given.input, "", given.timeout_s, attempt=attempt - 1, session=given.session
+            number, given.input, "", given.timeout_s, attempt=attempt - 1, session=given.session, hops=given.hops
         )
         state.counters.submitted += 1
         enqueue(state, task)

@@ -137,7 +137,8 @@ class Intake:
         asker = delivery.sender if EXTRA_REPLY_TO in delivery.message.extras else ""
         kind = delivery.type.partition("@")[2]
         source = f"{delivery.sender}:{delivery.id}"
-        task = TaskInput(self.numbering.next(), delivery.body, kind, None, source, asker)
+        number = self.numbering.next()
+        task = TaskInput(number, delivery.body, kind, None, source, asker, hops=delivery.message.hops + 1)
         self.facts.append(ev.TasksSubmitted(self._shell.clock.now_s(), self.numbering.checked([task])))
         self.acks.append(delivery)
 

@@ -39,6 +39,10 @@ LIST_WAIT_S = 60.0
 LOST_STATUS = 1
 
 
+#: Messages of too long a chain of answers that agents were not let send.
+LOOPS_STOPPED = "muster_loops_stopped_total"
+
+
 class Coordinator:
     """What the root and the coordinators of teams have in common."""
 
@@ -126,6 +130,9 @@ class Coordinator:
         """An agent says what it has counted."""
         snapshot: MetricsSnapshot = delivery.decode(MetricsSnapshot)
         self.collector.add(delivery.sender, snapshot)
+        stopped = snapshot.counters.get(LOOPS_STOPPED)
+        if stopped:
+            self.shell.notes.write("loop.stopped", agent=delivery.sender, messages=int(stopped))
 
     def _take_health(self, delivery: Delivery) -> None:
         change: HealthChanged = delivery.decode(HealthChanged)

@@ -92,6 +92,8 @@ class Task(msgspec.Struct, array_like=True):
     past: tuple[tuple[int, str], ...] = ()
     #: When it was over, while it is kept.
     ended_s: float = 0.0
+    #: How long the chain of messages is that led to it.
+    hops: int = 0
     #: What the next attempt goes on with, if the one before left something.
     session: str = ""
 

@@ -197,7 +197,12 @@ class TeamIntake(Intake):
     def _assign(self, delivery: Delivery) -> None:
         assign: Assign = delivery.decode(Assign)
         task = TaskInput(
-            assign.number, assign.input, timeout_s=assign.timeout_s, attempt=assign.attempt, session=assign.session
+            assign.number,
+            assign.input,
+            timeout_s=assign.timeout_s,
+            attempt=assign.attempt,
+            session=assign.session,
+            hops=assign.hops,
         )
         self._fact(ev.TasksEntrusted(self._shell.clock.now_s(), [task]), delivery)
 

@@ -59,7 +59,7 @@ class TaskInput(msgspec.Struct, array_like=True, frozen=True):
     backoff_s: float | None = None  # first wait before it is tried again, doubled each time; None = the fleet's
     attempt: int = 0  # of a team's task: the token given by the root
     session: str = ""  # what the first attempt goes on with
-    hops: int = 0  # of the message it came from
+    hops: int = 0  # one more than the message it came from; 0: it came from none
 
 
 class Submit(msgspec.Struct, frozen=True, kw_only=True):
@@ -129,7 +129,7 @@ class Assign(msgspec.Struct, frozen=True, kw_only=True):
     input: Any
     timeout_s: float | None = None
     session: str = ""  # of an earlier attempt
-    hops: int = 0  # of the chain of messages that led to the task
+    hops: int = 0  # one more than the message that led to the task; 0: there was none
 
 
 class Cancel(msgspec.Struct, frozen=True, kw_only=True):
