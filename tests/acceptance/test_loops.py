@@ -64,7 +64,7 @@ def test_two_commands_that_give_each_other_tasks_stop_after_the_declared_hops_an
     assert place.carry_out("up", "-d").process.returncode == 0
     try:
         assert place.carry_out("send", "coordinator", "begin", "--type", "task@left").process.returncode == 0
-        told = eventually(lambda: stopped(place), 2 * PATIENCE_S, "the loop is told")
+        told = eventually(lambda: stopped(place), 2 * PATIENCE_S, "the loop is told") or {}
         assert told["messages"] == 1
         tasks = (place.work / "tasks").read_text().split()
         assert len(tasks) == limits.HOPS_MAX + 1
