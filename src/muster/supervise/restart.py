@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from muster.core import limits
 
 DELAY_FIRST_S = 0.01
-DELAY_MAX_S = 1.0
+#: A fleet without its coordinator starts nothing new: two seconds from its death to the next assignment are what is promised.
+DELAY_MAX_S = 0.3
 
 
 @dataclass
