@@ -11,10 +11,11 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
-from muster.coordinator.events import LimitPaused, LimitResumed
+from muster.coordinator import budget
+from muster.coordinator.events import LimitPaused, LimitResumed, Spent
 from muster.core.names import PROXY
 from muster.core.protocol import Done, LimitAsk, LimitGrant, LimitSettle
-from muster.errors import BusError, LimitImpossibleError, UnknownLimitError
+from muster.errors import BudgetError, BusError, LimitImpossibleError, UnknownLimitError
 from muster.limit.limiter import Ask, Limiter, Meter
 from muster.limit.rates import Rate
 
@@ -38,6 +39,7 @@ class LimitDesk:
         self._shell = shell
         self._limiters = {limit.name: _limiter(limit, now_ns, is_spent=is_spent) for limit in spec.limits}
         self._groups = {agent: kind.name for kind in spec.agents for agent in kind.agent_ids()}
+        self._tellers = {agent for kind in spec.agents if kind.coding is not None for agent in kind.agent_ids()}
         for kind in spec.agents:
             if kind.limit in self._limiters:
                 self._limiters[kind.limit].weigh(kind.name, kind.weight)
@@ -71,6 +73,10 @@ class LimitDesk:
             known = ", ".join(self._limiters) or "none"
             self._deny(delivery, UnknownLimitError(f"the fleet has no limit {ask.name!r:.60}; there are: {known}"))
             return
+        spent = self._spent(ask.agent) if sender == PROXY else ""
+        if spent:
+            self._deny(delivery, BudgetError(spent))
+            return
         impossible = limiter.never_fits(ask.amounts)
         if impossible is not None:
             self._deny(
@@ -97,6 +103,8 @@ class LimitDesk:
         limiter = self._limiters.get(said.name)
         if limiter is None:
             return
+        if delivery.sender == PROXY:
+            self._book(said)
         key, now_ns = f"{delivery.sender}:{said.ask_id}", time.monotonic_ns()
         waiting = self._open.pop(key, None)
         if waiting is not None:
@@ -112,6 +120,26 @@ class LimitDesk:
             limiter.refuse(key, now_ns, resets_ns, said.why)
         self._note_phase(said.name, limiter, was, now_ns)
         self.turn()
+
+    def _spent(self, name: str) -> str:
+        """Why the proxy may send nothing more for this agent; "": it may."""
+        state = self._shell.machine.state
+        agent = state.agents.get(name)
+        if budget.is_over(state):
+            return budget.sentence(state, budget.FLEET)
+        if agent is None or not state.spent:
+            return ""
+        if budget.over(state, agent.kind):
+            return budget.sentence(state, agent.kind)
+        return budget.sentence(state, budget.AGENT + name) if budget.agent_over(state, agent) else ""
+
+    def _book(self, said: LimitSettle) -> None:
+        # A coding command line tells by itself what its attempt has used: it must not count twice.
+        if (said.tokens or said.cost_usd) and said.agent not in self._tellers:
+            shell = self._shell
+            micro_usd = round((said.cost_usd or 0.0) * 1e6)
+            shell.intake.facts.append(Spent(shell.clock.now_s(), said.agent, micro_usd, said.tokens))
+            shell.wake.set()
 
     def forget(self, agent: str) -> None:
         """The agent is dead, or was born again: what it asked for is void, what it was granted is spent."""

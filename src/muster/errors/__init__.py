@@ -17,7 +17,8 @@
     ├── StoreError
     │   └── StoreUnsuitableError  StoreTooSmallError     StoreVersionError   RosterFullError
     ├── LimitError
-    │   └── RateLimitedError*     UnknownLimitError      LimitImpossibleError  ProxyLostError
+    │   ├── RateLimitedError*     UnknownLimitError      LimitImpossibleError  ProxyLostError
+    │   └── BudgetError
     ├── LockError
     │   ├── LockHeldError         LockTimeoutError       LockDeadlockError
     │   └── LockLostError         LockTableFullError
@@ -35,6 +36,9 @@ from __future__ import annotations
 
 from muster.errors.base import MusterError as MusterError
 from muster.errors.base import UsageError as UsageError
+from muster.errors.services import (
+    BudgetError as BudgetError,
+)
 from muster.errors.services import (
     LimitError as LimitError,
 )

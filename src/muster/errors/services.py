@@ -32,6 +32,13 @@ class LimitImpossibleError(LimitError):
     exit_status = 2
 
 
+class BudgetError(LimitError):
+    """The budget is used up; nothing was admitted."""
+
+    code = "limit.budget"
+    exit_status = 3
+
+
 class ProxyLostError(LimitError):
     """The API proxy died while an attempt was running that could not do without it; the attempt is not counted, and made again."""
 
