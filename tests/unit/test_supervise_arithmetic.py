@@ -12,7 +12,7 @@ from muster.supervise.shutdown import Ending, StopPlan
 def test_delays_double_and_then_the_budget_is_spent() -> None:
     budget = RestartBudget(restarts_max=9, period_s=60.0)
     delays = [budget.next_delay_s(now=1.0) for _ in range(10)]
-    assert delays == [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.0, 1.0, None]
+    assert delays == [0.01, 0.02, 0.04, 0.08, 0.16, 0.3, 0.3, 0.3, 0.3, None]
 
 
 def test_old_restarts_are_forgotten() -> None:
