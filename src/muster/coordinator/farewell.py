@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 def settled(counters: Counters) -> tuple[int, int, int]:
     """What the end of a fleet is compared with: finished, failed and handed back so far."""
-    return counters.done, counters.failed + counters.dead, counters.handed_back
+    return counters.done, counters.failed + counters.dead + counters.cancelled, counters.handed_back
 
 
 def farewell(state: State) -> dict[str, Any]:
