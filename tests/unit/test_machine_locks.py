@@ -306,6 +306,18 @@ def test_an_agent_has_a_bounded_number_of_locks() -> None:
     token(fleet.lock("w-1", "x0", "n0"))
 
 
+def test_an_agent_has_a_bounded_number_of_globs() -> None:
+    fleet = Fleet()
+    globs = [f"n{n}/*" for n in range(limits.LOCK_GLOBS_PER_AGENT_MAX)]
+    for at in range(0, len(globs), limits.LOCK_NAMES_MAX):
+        token(fleet.lock("w-1", f"x{at}", *globs[at : at + limits.LOCK_NAMES_MAX]))
+    told = fleet.lock("w-1", "more", "more/*")
+    assert told is not None
+    assert told.code == "lock.table_full"
+    token(fleet.lock("w-1", "plain", "plain"))
+    token(fleet.lock("w-2", "other", "other/*"))
+
+
 def test_the_list_says_who_holds_and_who_waits_for_whom() -> None:
     fleet = Fleet()
     fleet.lock("w-1", "x", "n")

@@ -36,7 +36,7 @@ def normal(text: object) -> str:
     """A name or glob in the form in which it is kept and compared.
 
     Raises:
-        UsageError: It is empty or too long, holds a NUL, a ".." segment, or a set that is not closed or has a range backwards.
+        UsageError: It is empty, too long or too intricate, holds a NUL, a ".." segment, or a set that is open or backwards.
     """
     if not isinstance(text, str) or not text.strip("/"):
         raise UsageError(f"a lock needs a name or a glob, not {text!r:.60}")
@@ -52,7 +52,9 @@ def normal(text: object) -> str:
     if text.endswith("/") and segments[-1] != "**":
         segments.append("**")
     name = ("/" if text.startswith("/") else "") + "/".join(segments)
-    _compiled(name)
+    places = sum(len(segment or ()) + 1 for segment in _compiled(name))
+    if is_glob(name) and places > limits.LOCK_GLOB_PLACES_MAX:
+        raise UsageError(f"{name!r:.60}… has more than the {limits.LOCK_GLOB_PLACES_MAX} places of a glob")
     return name
 
 
@@ -70,7 +72,19 @@ def conflict(one: str, other: str) -> bool:
     # Absolute paths and names relative to nothing in particular are different things.
     if one.startswith("/") != other.startswith("/"):
         return False
+    ours, theirs = _literal(one), _literal(other)
+    if not ours.startswith(theirs) and not theirs.startswith(ours):
+        return False  # most pairs end here
     return _meet(_compiled(one), _compiled(other), lambda segment: segment is None, _segments_meet)
+
+
+@lru_cache(maxsize=4096)
+def _literal(name: str) -> str:
+    """What every path that fits begins with."""
+    at = next((at for at, char in enumerate(name) if char in _SPECIAL), len(name))
+    literal = name[:at]
+    # A `**` may stand for nothing, and then the slash before it is not there either.
+    return literal.rstrip("/") if name.startswith("**", at) else literal
 
 
 def _split(text: str) -> list[str]:

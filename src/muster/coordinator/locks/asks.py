@@ -8,14 +8,14 @@ from muster.coordinator.asks import Answer, Ask, Rule, Rules
 from muster.coordinator.events import LockAsked, LockReleased, LockRenewed
 from muster.coordinator.locks.facts import lost, standing, who
 from muster.core import limits
-from muster.core.globs import normal
+from muster.core.globs import is_glob, normal
 from muster.core.protocol import Done, LockAcquire, LockListAsk, LockRelease, LockRenew
 from muster.errors import LockTableFullError, UsageError
 
 if TYPE_CHECKING:
     import msgspec
 
-    from muster.coordinator.locks.table import Lock
+    from muster.coordinator.locks.table import Lock, LockTable
     from muster.coordinator.state import State
 
 #: Locks that one answer lists; it must fit into a message.
@@ -35,15 +35,8 @@ def _acquire(state: State, body: LockAcquire, ask: Ask) -> Answer:
         raise UsageError(f"a lock can be waited for 0 to {_WAIT_S_MAX:g} s, not {body.wait_s:g} s")
     if not 16 <= len(body.lock_id) <= 64 or len(body.within) > limits.LOCKS_PER_AGENT_MAX:
         raise UsageError("a lock's id has 16 to 64 characters, and it is asked for within few others")
-    table = state.locks
-    if table.find(body.lock_id) is None and (
-        len(table) >= limits.LOCKS_MAX or table.count_of(ask.sender) >= limits.LOCKS_PER_AGENT_MAX
-    ):
-        raise LockTableFullError(
-            f"{ask.sender} has {table.count_of(ask.sender)} of at most {limits.LOCKS_PER_AGENT_MAX} locks, "
-            f"the fleet {len(table)} of {limits.LOCKS_MAX}",
-            retry_after_s=1.0,
-        )
+    if state.locks.find(body.lock_id) is None:
+        _check_room(state.locks, ask.sender, sum(map(is_glob, names)))
     fact = LockAsked(
         ask.now_s, ask.sender, body.lock_id, names, body.ttl_s, body.wait_s, ask.id if body.patient else "", body.within,
         body.pid, body.start_time, body.namespace,
@@ -58,6 +51,22 @@ def _acquire(state: State, body: LockAcquire, ask: Ask) -> Answer:
         return standing(after, lock)
 
     return Answer([fact], reply)
+
+
+def _check_room(table: LockTable, agent: str, globs: int) -> None:
+    """Raise LockTableFullError if one lock more, with so many globs, is one too many."""
+    bounds = (
+        ("locks", table.count_of(agent), 1, limits.LOCKS_PER_AGENT_MAX, agent),
+        ("locks", len(table), 1, limits.LOCKS_MAX, "the fleet"),
+        ("globs", table.globs_of(agent), globs, limits.LOCK_GLOBS_PER_AGENT_MAX, agent),
+        ("globs", table.globs_of(), globs, limits.LOCK_GLOBS_MAX, "the fleet"),
+    )
+    for what, there, more, most, whose in bounds:
+        if more and there + more > most:
+            raise LockTableFullError(
+                f"{whose} has {there} {what} in its locks, and {most} is the most; nothing was locked",
+                retry_after_s=1.0,
+            )
 
 
 def _renew(_state: State, body: LockRenew, ask: Ask) -> Answer:

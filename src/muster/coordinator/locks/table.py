@@ -40,9 +40,9 @@ class Lock(msgspec.Struct, array_like=True):
     doubted: bool = False
 
     @property
-    def has_globs(self) -> bool:
-        """Whether one of its names stands for more than itself."""
-        return any(map(is_glob, self.names))
+    def globs(self) -> int:
+        """How many of its names stand for more than themselves."""
+        return sum(map(is_glob, self.names))
 
     def conflicts(self, other: Lock) -> bool:
         """Whether the two cannot be held at once."""
@@ -91,6 +91,10 @@ class LockTable:
         """Locks that an agent holds or waits for."""
         return self._counts.get(agent, 0)
 
+    def globs_of(self, agent: str | None = None) -> int:
+        """Globs in the line, of one agent or of all."""
+        return sum(lock.globs for place in self._globs if (lock := self.locks[place]) and agent in (None, lock.agent))
+
     def next_place(self) -> int:
         """A place behind everybody."""
         self._places += 1
@@ -114,7 +118,7 @@ class LockTable:
             places.remove(lock.place)
             if not places:
                 del self._by_name[name]
-        if lock.has_globs:
+        if lock.globs:
             self._globs.remove(lock.place)
         left = self._counts.pop(lock.agent) - 1
         if left:
@@ -169,7 +173,7 @@ class LockTable:
         self._by_id[lock.lock_id] = lock.place
         for name in lock.names:
             insort(self._by_name.setdefault(name, []), lock.place)
-        if lock.has_globs:
+        if lock.globs:
             self._globs.append(lock.place)
         self._counts[lock.agent] = self._counts.get(lock.agent, 0) + 1
 
@@ -188,7 +192,7 @@ class LockTable:
             if at:
                 found = max(found, places[at - 1])
         # Names that are equal are found above. Others meet only if one of the two is a glob.
-        others = reversed(self.locks) if lock.has_globs else reversed(self._globs)
+        others = reversed(self.locks) if lock.globs else reversed(self._globs)
         for place in others:
             if place <= found:
                 break
