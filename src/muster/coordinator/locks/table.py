@@ -93,7 +93,8 @@ class LockTable:
 
     def globs_of(self, agent: str | None = None) -> int:
         """Globs in the line, of one agent or of all."""
-        return sum(lock.globs for place in self._globs if (lock := self.locks[place]) and agent in (None, lock.agent))
+        locks = (self.locks[place] for place in self._globs)
+        return sum(lock.globs for lock in locks if agent in (None, lock.agent))
 
     def next_place(self) -> int:
         """A place behind everybody."""
