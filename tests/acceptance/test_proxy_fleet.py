@@ -85,7 +85,7 @@ def store_of(place: Place) -> Path:
 
 
 def life_of(place: Place) -> life.Life:
-    return eventually(lambda: life.read(store_of(place)), timeout_s=PATIENCE_S)
+    return eventually(lambda: life.read(store_of(place)), timeout_s=PATIENCE_S)  # type: ignore[return-value]
 
 
 def start(place: Place, stage: Stage, *more: str) -> Muster:

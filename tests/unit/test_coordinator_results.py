@@ -91,7 +91,9 @@ def test_any_value_a_message_can_carry_gets_a_line(value):
 
 
 def test_a_dead_letter_has_a_line_with_its_evidence():
-    line = json.loads(line_without_result(Record(3, 5, "w-1", "dead", "in", ["attempt 5 on w-1: its worker died by signal 9"])))
+    line = json.loads(
+        line_without_result(Record(3, 5, "w-1", "dead", "in", ["attempt 5 on w-1: its worker died by signal 9"]))
+    )
     assert (line["task"], line["outcome"], line["attempt"]) == (3, "dead", 5)
     assert "signal 9" in line["evidence"][0]
     assert line["error"]["code"] == "task.dead"

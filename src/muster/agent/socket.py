@@ -254,7 +254,7 @@ class Session:
     # ------------------------------------------------------------------ operations
 
     def _cause(self) -> Chain | None:
-        """What the attempt last read, else what it was started for: a command that answers all it hears comes to an end."""
+        """What the attempt was started for: tasks that give each other tasks come to an end."""
         return self._runner.causes.get(self._attempt)
 
     async def _send(self, request: Request) -> dict[str, Any]:
@@ -292,7 +292,6 @@ class Session:
             handle = str(self._next_handle)
             self._next_handle += 1
             self._in_hand[handle] = delivery
-            self._runner.causes[self._attempt] = Chain(delivery.message.hops, delivery.message.id)
             messages.append({"handle": handle, "attempt": delivery.attempt, **_shown(delivery.message)})
         return {"messages": messages}
 

@@ -133,7 +133,9 @@ class Delivery:
         elif issubclass(kind, asyncio.CancelledError | KeyboardInterrupt | SystemExit):
             self.release()
         elif isinstance(error, EchoStormError) and error.retry_after_s is None:
-            self.dead_letter(error.message)  # the chain is as long the next time: trying again would only repeat the work
+            self.dead_letter(
+                error.message
+            )  # the chain is as long the next time: trying again would only repeat the work
         else:
             self.nack(f"{kind.__name__}: {error}")
 

@@ -41,6 +41,8 @@ class Scenario:
     clients: int = 0
     #: The operator ends the fleet at this second.
     stop: tuple[float, str] | None = None
+    #: Everything dies at this second, and the fleet is started again.
+    power_cut_s: float | None = None
     #: Facts in a record of the log, and between two snapshots.
     record_facts: int = 3
     snapshot_facts: int = 40
@@ -61,6 +63,7 @@ class Scenario:
             "asks": draw_asks(spec, len(tasks), rng),
             "clients": rng.choice([0, 0, 3]),
             "stop": (rng.uniform(0.5, 15.0), rng.choice(["drain", "now"])) if rng.random() < 0.15 else None,
+            "power_cut_s": rng.uniform(0.5, 15.0) if rng.random() < 0.15 else None,
             "record_facts": rng.choice([1, 3, 1000]),
             "snapshot_facts": rng.choice([10, 60, 10_000]),
         }
@@ -69,14 +72,17 @@ class Scenario:
     def plan(self, world: World) -> None:
         """Everything that is to happen, into the timeline."""
         operator = world.operator
-        self._plan_input(world)
+        self.plan_input(world)
         for at_s, body in self.asks:
             world.timeline.later(at_s, operator.ask, body)
         if self.stop is not None:
             world.timeline.later(self.stop[0], world.spawner.stop, self.stop[1], "SIGTERM")
+        if self.power_cut_s is not None:
+            world.timeline.later(self.power_cut_s, world.cut_the_power)
         plan_faults(world)
 
-    def _plan_input(self, world: World) -> None:
+    def plan_input(self, world: World) -> None:
+        """The operator submits everything, in batches, and says that this was all."""
         rng, tasks, at_s = world.rng_work, list(self.tasks), 0.0
         batches = []
         while tasks:

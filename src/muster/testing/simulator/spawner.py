@@ -145,6 +145,8 @@ class SimSpawner:
     def _root_died(self, status: int | None, signal: int | None) -> None:
         self.world.tell("spawner", f"the root ended with status {status}, signal {signal}")
         self._coordinator_gone(COORDINATOR)
+        if self.is_over:
+            return
         if self.finished is not None:
             self._end()
         else:
@@ -159,6 +161,11 @@ class SimSpawner:
 
     def _end(self) -> None:
         """The fleet is over: whatever is left is killed, and proven dead."""
+        self.kill_all()
+        self.world.tell("spawner", f"ends with status {self.finished}")
+
+    def kill_all(self) -> None:
+        """It ends, and with it everything below it, also what resisted."""
         self.is_over = True
         for coordinator in list(self.coordinators.values()):
             coordinator.process.kill()
@@ -167,7 +174,6 @@ class SimSpawner:
         for orphan in self.orphans.values():
             self.world.watch.killed(orphan)
         self.orphans.clear()
-        self.world.tell("spawner", f"ends with status {self.finished}")
 
     # ------------------------------------------------------------------ orders
 

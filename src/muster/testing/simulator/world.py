@@ -180,6 +180,16 @@ class World:
         living = self.spawner.coordinators.get(coordinator)
         return living.shell.machine.state if living is not None and living.shell is not None else None
 
+    def cut_the_power(self) -> None:
+        """Everything of the fleet dies at once; the next spawner on the store has proven it, and the front door submits its input again."""
+        if not self.are_faults_on or self.spawner.is_over:
+            return
+        self.tell("world", "everything dies")
+        self.spawner.kill_all()
+        self.spawner = SimSpawner(self)
+        self.timeline.later(self.rng_time.uniform(0.1, 1.0), self.spawner.start_root)
+        self.scenario.plan_input(self)
+
     # ------------------------------------------------------------------ programs that hold locks
 
     #: Of process ids: there is only one here.
