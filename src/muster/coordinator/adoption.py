@@ -25,14 +25,16 @@ async def adopt(shell: Shell, plan: ev.Plan, listing: WorkerList, results_base_b
     state, facts = shell.machine.state, shell.intake.facts
     shell.recorder.expect(state.tasks)
     alive = {(entry.worker, entry.incarnation) for entry in listing.alive}
+    # Of whom the spawner knows nothing was never forked, or lived below an earlier spawner: then its stored results count. Whose exit is
+    # listed is read with it, behind `Recovered`: of what is decided before that, the list knows nothing yet.
+    known = alive | {(entry.worker, entry.incarnation) for entry in listing.exited}
+    for worker in list(state.workers.values()):
+        if worker.state in LIVE and (worker.name, worker.incarnation) not in known:
+            shell.drain_worker(worker.name)
     now_s = shell.clock.now_s()
     if state.life == 0 or listing.coordinator_restarts == 0:
-        for worker in list(state.workers.values()):
-            if worker.state in LIVE and (worker.name, worker.incarnation) not in alive:
-                shell.drain_worker(worker.name)
         facts.append(ev.FleetStarted(now_s, plan, results_base_bytes))
     else:
-        # Before anything else: of what is decided before it, the spawner's list knows nothing yet.
         facts.append(
             ev.Recovered(
                 now_s,
