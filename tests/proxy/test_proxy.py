@@ -74,7 +74,8 @@ CHAT = {"model": "gpt-5-mini-1", "messages": [{"role": "user", "content": "hello
 async def raw(proxy, body=b"{}", path=f"/{SECRET}/anthropic/v1/messages"):
     """One request by hand: the whole answer as bytes until the end of the connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", int(proxy.base.rpartition(":")[2]))
-    head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    lines = (f"POST {path} HTTP/1.1", "host: localhost", "connection: close", "content-type: application/json")
+    head = "\r\n".join([*lines, f"content-length: {len(body)}", "", ""])
     writer.write(head.encode() + body)
     try:
         return await reader.read()
