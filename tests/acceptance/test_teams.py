@@ -337,7 +337,9 @@ def test_a_run_all_of_whose_workers_in_all_teams_are_set_aside_ends_with_an_erro
         "run", "-j", "4", "--agents-per-team", "2", "--shell", "kill -9 $PPID", ":::", *map(str, range(40))
     )
     assert run.returncode == 1
-    said = re.search(r"no worker is left for (\d+) unfinished tasks\n.* 0 done, (\d+) failed, (\d+) not finished", run.stderr)
+    said = re.search(
+        r"no worker is left for (\d+) unfinished tasks\n.* 0 done, (\d+) failed, (\d+) not finished", run.stderr
+    )
     assert said is not None, run.stderr
     left, failed, not_finished = map(int, said.groups())
     # Four workers die six times each, and a task fails with its fifth death: which tasks share the deaths is not promised.

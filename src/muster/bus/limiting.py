@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from muster.errors import UsageError
+
 if TYPE_CHECKING:
     from muster.bus.grant import Limited
 
@@ -25,8 +27,13 @@ class Limiting:
             amounts: Units of other meters, such as `tokens`, as far as they can be told before.
 
         Raises:
+            UsageError: An amount is less than 0, or not a whole number. Nothing was asked for.
             RateLimitedError: There was no credit in time. UnknownLimitError, LimitImpossibleError: There never will be. Nothing was spent.
         """
         from muster.bus.grant import Limited
 
-        return Limited(self, name, {"requests": requests, **amounts}, timeout_s, 0)
+        asked: dict[str, Any] = {"requests": requests, **amounts}
+        for meter, units in asked.items():
+            if not isinstance(units, int) or units < 0:
+                raise UsageError(f"{meter}={units!r:.60}: units of a limit are whole numbers of at least 0")
+        return Limited(self, name, asked, timeout_s, 0)

@@ -6,6 +6,7 @@ from heapq import heappush
 
 from muster.coordinator import budget, ending, entrusted, lifecycle, recycling
 from muster.coordinator import state as st
+from muster.coordinator.credible import micro_usd
 from muster.coordinator.dispatch import enqueue, release
 from muster.coordinator.events import (
     Effect,
@@ -78,7 +79,7 @@ def _task_ended(state: State, fact: TaskEnded, out: list[Effect]) -> None:
     release(state, agent, task.number)
     recycling.count_attempt(state, agent)
     if fact.tokens or fact.cost_usd:
-        budget.book(state, agent, round((fact.cost_usd or 0.0) * 1e6), fact.tokens, out)
+        budget.book(state, agent, micro_usd(fact.cost_usd), fact.tokens, out)
     if fact.outcome == "died":  # a team says so of its agent
         lifecycle.free(state, task, fact.detail, out)
         return

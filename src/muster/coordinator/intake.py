@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from muster.coordinator import events as ev
 from muster.coordinator import ordering, pausing, scaling, supervising
 from muster.coordinator.asks import Asks, Rules
+from muster.coordinator.credible import credible_result
 from muster.coordinator.locks import asks as locks
 from muster.coordinator.requesting import Numbering, refuse_in_runs, rules
 from muster.coordinator.tasks import UNKNOWN
@@ -93,7 +94,7 @@ class Intake:
         delivery.dead_letter(f"the coordinator takes no messages of type {delivery.type!r}")
 
     def _result(self, delivery: Delivery) -> None:
-        result: Result = delivery.decode(Result)
+        result = credible_result(delivery.decode(Result))
         shell = self._shell
         if shell.recorder.again(result, delivery):
             return

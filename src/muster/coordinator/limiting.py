@@ -1,8 +1,8 @@
 """The fleet's limits: one limiter for each named resource, fed by the agents' asks. A service of the root coordinator.
 
-An ask stays in hand until it is decided: a coordinator that dies gets it again, so nobody has to ask twice. What was granted before a
-crash is not known afterwards, so every limiter of a later life begins spent. Pauses are facts in the log: silence until the reset is
-kept whoever dies meanwhile.
+An ask stays in hand until it is decided: a coordinator that dies gets it again, so nobody has to ask twice; and no more of them are in
+hand than a lane's window lets through. What was granted before a crash is not known afterwards, so every limiter of a later life begins
+spent. Pauses are facts in the log: silence until the reset is kept whoever dies meanwhile.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from muster.coordinator import budget
+from muster.coordinator.credible import credible_settlement, micro_usd
 from muster.coordinator.events import LimitPaused, LimitResumed, Spent
 from muster.core.names import PROXY
 from muster.core.protocol import Done, LimitAsk, LimitGrant, LimitSettle
-from muster.errors import BudgetError, BusError, LimitImpossibleError, UnknownLimitError
+from muster.errors import BudgetError, BusError, LimitImpossibleError, UnknownLimitError, UsageError
 from muster.limit.limiter import Ask, Limiter, Meter
 from muster.limit.rates import Rate
 
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
     from muster.coordinator.shell import Shell
     from muster.core.spec import FleetSpec, LimitSpec
     from muster.errors import MusterError
-
-#: A refused agent may ask again after this long: its resource is full of asks.
-ASKS_MAX = 20_000
 
 
 class LimitDesk:
@@ -77,6 +75,9 @@ class LimitDesk:
         if spent:
             self._deny(delivery, BudgetError(spent))
             return
+        if any(units < 0 for units in ask.amounts.values()):
+            self._deny(delivery, UsageError(f"{ask.name}: what is asked for cannot be less than 0"))
+            return
         impossible = limiter.never_fits(ask.amounts)
         if impossible is not None:
             self._deny(
@@ -99,7 +100,7 @@ class LimitDesk:
 
     def take_settlement(self, delivery: Delivery) -> None:
         """An agent says what became of a grant, or that it waits no more."""
-        said: LimitSettle = delivery.decode(LimitSettle)
+        said = credible_settlement(delivery.decode(LimitSettle))
         limiter = self._limiters.get(said.name)
         if limiter is None:
             return
@@ -116,7 +117,7 @@ class LimitDesk:
         elif said.outcome == "unspent":
             limiter.give_back(key, now_ns)
         else:
-            resets_ns = None if said.resets_in_s is None else int(max(0.0, said.resets_in_s) * 1e9)
+            resets_ns = None if said.resets_in_s is None else int(said.resets_in_s * 1e9)
             limiter.refuse(key, now_ns, resets_ns, said.why)
         self._note_phase(said.name, limiter, was, now_ns)
         self.turn()
@@ -137,8 +138,8 @@ class LimitDesk:
         # A coding command line tells by itself what its attempt has used: it must not count twice.
         if (said.tokens or said.cost_usd) and said.agent not in self._tellers:
             shell = self._shell
-            micro_usd = round((said.cost_usd or 0.0) * 1e6)
-            shell.intake.facts.append(Spent(shell.clock.now_s(), said.agent, micro_usd, said.tokens))
+            spent = Spent(shell.clock.now_s(), said.agent, micro_usd(said.cost_usd), said.tokens)
+            shell.intake.facts.append(spent)
             shell.wake.set()
 
     def forget(self, agent: str) -> None:

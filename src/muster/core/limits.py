@@ -81,6 +81,15 @@ TASK_PRIORITY_MAX = 100
 #: Longest delay of a task, and most attempts that one may ask for.
 TASK_DELAY_S_MAX = 366 * 86_400.0
 TASK_ATTEMPTS_MAX = 1_000_000
+#: Longest time that a vendor's limit is taken to last: a weekly one, and a day.
+LIMITED_S_MAX = 8 * 86_400.0
+#: Most that is believed of one attempt or request: its tokens and its cost.
+TOKENS_MAX = 10**12
+COST_USD_MAX = 1e6
+#: Longest name of a coding command line's session that is kept for the next attempt.
+SESSION_CHARS_MAX = 256
+#: The last second of the year 9999: no date can be written beyond it.
+UNIX_S_MAX = 253_402_300_799.0
 #: Worker restarts within the period before the worker is quarantined.
 RESTARTS_MAX = 5
 RESTART_PERIOD_S = 30.0

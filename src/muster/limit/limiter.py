@@ -22,6 +22,7 @@ from typing import Literal
 
 import msgspec
 
+from muster.core import limits
 from muster.limit.gcra import Gcra
 from muster.limit.rates import Rate
 
@@ -32,6 +33,8 @@ PROBE_NS = 60_000_000_000
 PAUSE_FIRST_NS, PAUSE_MAX_NS = 1_000_000_000, 120_000_000_000
 #: Added to a pause that the vendor named, so that clocks that differ a little do not meet a door that is still shut.
 PAUSE_MARGIN_NS = 50_000_000
+#: A grant that took more than was asked for is paid back by waiting, at most so long: what an agent says of itself stops nobody for good.
+DEBT_NS_MAX = int(limits.LIMITED_S_MAX) * 1_000_000_000
 _DECREASE = 0.5
 
 
@@ -221,6 +224,7 @@ class Limiter:
         for name, gcra in self._meters.items() if used is not None else ():
             asked = held.grant.ask.amounts.get(name, 0)
             took = used.get(name, asked) if used is not None else asked
+            took = min(max(0, took), asked + gcra.rate.amount * DEBT_NS_MAX // gcra.rate.period_ns)
             if took > asked:
                 gcra.take(took - asked, now_ns)
             elif took < asked:
