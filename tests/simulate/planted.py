@@ -8,7 +8,7 @@ from unittest.mock import patch
 
 import msgspec
 
-from muster.coordinator import attempts
+from muster.coordinator import attempts, dispatch, finishing
 from muster.coordinator import events as ev
 from muster.coordinator import state as st
 from muster.coordinator.lifecycle import reclaim
@@ -76,6 +76,22 @@ class ByChance(Machine):
         return super().apply(fact)
 
 
+class LastFirst(Machine):
+    """Takes any task of a line instead of the one that is next."""
+
+    def apply(self, fact):
+        with patch.object(dispatch, "heappop", lambda queue: queue.pop()):
+            return super().apply(fact)
+
+
+class TooSoon(Machine):
+    """Lets nothing wait for its time."""
+
+    def apply(self, fact):
+        with patch.object(finishing, "line_up", dispatch.enqueue):
+            return super().apply(fact)
+
+
 class LogLater(EventLog):
     """A log that writes nothing until it is told to."""
 
@@ -137,6 +153,8 @@ PLANTED: dict[str, dict[str, Any]] = {
     "log after effects": {"make_shell": EffectsFirst},
     "freed before the proof of death": {"make_machine": Robber},
     "no roll call after a restart": {"make_machine": WithoutRollCall},
+    "no order in a line": {"make_machine": LastFirst},
+    "no delays": {"make_machine": TooSoon},
     "decisions by chance": {"make_machine": ByChance},
     "ack before the log": {"make_shell": AcksFirst},
     "death before the dead one's last results": {"make_shell": DeathFirst},

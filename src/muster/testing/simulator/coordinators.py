@@ -126,7 +126,7 @@ class SimCoordinator:
         watch, apply, name = self.world.watch, shell.machine.apply, self.name
 
         def watched(fact: AnyFact) -> list[Effect]:
-            watch.about_to_decide(name, fact)
+            watch.about_to_decide(name, shell.machine.state, fact)
             effects = apply(fact)
             watch.decided(name, shell.machine, effects)
             return effects

@@ -63,6 +63,8 @@ class Watch:
         self.lines: Counter[int] = Counter()
         #: Who was last given each attempt, by coordinator.
         self._given: dict[str, dict[tuple[int, int], tuple[str, int]]] = {}
+        #: What was assigned before the fact that is being decided on: number -> attempt.
+        self._assigned_before: dict[int, int] = {}
         #: When tasks were taken in, on the clock of the facts.
         self._submitted_s: dict[int, float] = {}
         self._locked: list[LockClient] = []
@@ -190,9 +192,10 @@ class Watch:
         if snapshot(load(first)) != first:
             self.fail("replay", "a loaded snapshot is not what was stored")
 
-    def about_to_decide(self, coordinator: str, fact: ev.AnyFact) -> None:
+    def about_to_decide(self, coordinator: str, state: State, fact: ev.AnyFact) -> None:
         """A fact comes in."""
         self._world.tell(coordinator, f"learns {fact}"[:400])
+        self._assigned_before = {task.number: task.attempt for task in state.tasks.values() if task.state == ASSIGNED}
         if isinstance(fact, ev.TasksSubmitted):
             for task in fact.tasks:
                 self._submitted_s.setdefault(task.number, fact.at_s)
@@ -213,7 +216,6 @@ class Watch:
         number, key, holder = order.number, (order.number, order.attempt), (name, order.incarnation)
         given = self._given.setdefault(coordinator, {})
         before = given.setdefault(key, holder)
-        is_new = before != holder or state.tasks[number].assigned_s == state.now_s
         if before != holder:
             # A coordinator that died before it logged an assignment never sent it: the token may be given anew.
             if key in self.outcomes or any(run.attempt == order.attempt for run in self.live.get(number, ())):
@@ -222,8 +224,8 @@ class Watch:
         agent, task = state.agents[name], state.tasks[number]
         if agent.held.get(number) != order.attempt:
             self.fail("assigned-to-the-ready", f"{key} was sent to {name}, which does not hold it")
-        if not is_new or state.plan.upstream:
-            return
+        if self._assigned_before.get(number) == order.attempt or state.plan.upstream:
+            return  # the same order once more, after a roll call: nothing was chosen
         if state.is_paused or agent.kind in state.kinds_paused:
             self.fail("paused", f"{key} was given to {name} although it is paused")
         waited_s = state.now_s - self._submitted_s.get(number, state.now_s)
