@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from muster.coordinator import events as ev
 from muster.coordinator import state as st
 from muster.coordinator.state import Agent, State, load, snapshot
-from muster.coordinator.tasks import ASSIGNED, CODE, DELAYED, DONE, NUMBER_MASK, QUEUED
+from muster.coordinator.tasks import ASSIGNED, CODE, DELAYED, DONE, NUMBER_MASK, QUEUED, UNKNOWN
 from muster.core.globs import conflict
 from muster.core.names import COORDINATOR
 from muster.core.protocol import Assign, Result
@@ -198,7 +198,10 @@ class Watch:
         self._assigned_before = {task.number: task.attempt for task in state.tasks.values() if task.state == ASSIGNED}
         if isinstance(fact, ev.TasksSubmitted):
             for task in fact.tasks:
-                self._submitted_s.setdefault(task.number, fact.at_s)
+                # One that died before it logged a submission never took it in. It counts from when its successor does, whose clock
+                # need not go on from there: what the log has not seen binds no clock.
+                if state.outcomes.get(task.number) == UNKNOWN:
+                    self._submitted_s[task.number] = fact.at_s
 
     def decided(self, coordinator: str, machine: Machine, effects: list[ev.Effect]) -> None:
         """The machine has taken in a fact."""
