@@ -292,12 +292,28 @@ def test_tasks_that_come_after_each_other_are_retried_together():
 
 def test_an_old_timer_does_not_end_a_new_wait():
     machine = fleet(("a",), attempts_max=9, backoff_s=100.0, backoff_max_s=1000.0)
-    submit(machine, task(1, delay_s=30.0))
-    machine.apply(ev.TasksCancelled(AT, [1]))
-    machine.apply(ev.TasksRetried(AT, [1]))
+    submit(machine, task(1))
     ended(machine, 1, "failed")
-    assert assigned(machine.apply(ev.TimePassed(AT + 30))) == []
+    old_due_s = machine.state.tasks[1].due_s
+    machine.apply(ev.TasksCancelled(AT + 2, [1]))
+    assert assigned(machine.apply(ev.TasksRetried(AT + 3, [1]))) == [(1, 2, "a-1")], "a pause after a failure is over"
+    ended(machine, 1, "failed")
+    assert machine.state.tasks[1].due_s > old_due_s
+    assert assigned(machine.apply(ev.TimePassed(old_due_s))) == []
     assert states(machine)[1] == "delayed"
+
+
+def test_a_retry_brings_no_task_forward_whose_delay_since_its_submission_is_not_over():
+    machine = fleet(("a",))
+    submit(machine, task(1), task(2, delay_s=30.0), task(3, delay_s=60.0, after=[1]))
+    machine.apply(ev.TasksCancelled(AT + 1, [2]))
+    assert recorded(ended(machine, 1, "failed")) == [(1, "failed"), (3, "dead")]
+    assert assigned(machine.apply(ev.TasksRetried(AT + 3, [1, 2, 3]))) == [(1, 2, "a-1")]
+    assert assigned(ended(machine, 1)) == []
+    assert assigned(machine.apply(ev.TimePassed(AT + 29))) == []
+    assert assigned(machine.apply(ev.TimePassed(AT + 30))) == [(2, 1, "a-1")]
+    assert assigned(ended(machine, 2)) == []
+    assert assigned(machine.apply(ev.TimePassed(AT + 60))) == [(3, 1, "a-1")]
 
 
 def test_the_newest_unsuccessful_tasks_are_kept_and_their_inputs_are_bounded(monkeypatch):

@@ -62,7 +62,9 @@ def _tasks_retried(state: State, fact: TasksRetried, out: list[Effect]) -> None:
         state.tasks[task.number] = task
         task.move("retried")
         task.failures = task.deaths = 0
-        task.due_s = task.ended_s = 0.0
+        task.ended_s = 0.0
+        if task.attempt:  # else it still waits for the time that was wished for it, which counts from its submission
+            task.due_s = 0.0
         task.note("retried by the operator")
     for task in again:
         admit(state, task, out)
