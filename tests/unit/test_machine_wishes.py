@@ -5,12 +5,15 @@ from __future__ import annotations
 import pytest
 
 from muster.coordinator import events as ev
+from muster.coordinator.asks import Answer, Ask
 from muster.coordinator.dependencies import in_order
 from muster.coordinator.machine import Machine
+from muster.coordinator.ordering import RULES
 from muster.coordinator.state import load, snapshot
 from muster.core import limits
 from muster.core.protocol import Assign, Cancel, TaskInput
-from muster.errors import DependencyError
+from muster.core.requests import Done, RetryTasks
+from muster.errors import DependencyError, FleetNotRunningError
 
 AT = 1000.0
 
@@ -279,6 +282,38 @@ def test_a_retried_task_goes_on_counting_attempts_and_begins_to_count_failures()
     assert [e.code for e in stale if isinstance(e, ev.Rejected)] == ["task.stale_attempt"]
     assert recorded(ended(machine, 1)) == [(1, "done")]
     assert machine.apply(ev.TasksRetried(AT + 4, [1])) == [], "it is kept no longer"
+
+
+def retry_judged(machine) -> Answer:
+    """The operator asks for another try of what failed, in a turn whose other facts are not decided yet."""
+    return RULES[RetryTasks].judge(machine.state, RetryTasks(states=["failed"]), Ask("operator", "1", AT))
+
+
+def test_a_retry_that_meets_the_end_of_its_run_in_one_turn_is_refused_and_changes_nothing():
+    machine = fleet(("a",), run=True)
+    submit(machine, task(1), task(2))
+    machine.apply(ev.InputEnded(AT, 2))
+    ended(machine, 1, "failed")
+    answer = retry_judged(machine)
+    ended(machine, 2)
+    assert [effect for fact in answer.facts for effect in machine.apply(fact)] == []
+    told = answer.reply(machine.state)
+    assert isinstance(told, Done)
+    assert (told.ok, told.code) == (False, FleetNotRunningError.code)
+    assert (machine.state.tasks, len(machine.state.kept), machine.state.counters.failed) == ({}, 1, 1)
+    machine.apply(ev.AgentDrained(AT + 3, "a-1", 1))
+    assert ev.Finish(1, "complete") in machine.apply(ev.WorkerExited(AT + 3, "a-1", 1, 0, None))
+
+
+def test_a_retry_that_came_before_the_end_in_its_turn_is_answered_with_what_it_did():
+    machine = fleet(("a",), run=True)
+    submit(machine, task(1), task(2))
+    ended(machine, 1, "failed")
+    answer = retry_judged(machine)
+    for fact in (*answer.facts, ev.StopRequested(AT, "drain", "down")):
+        machine.apply(fact)
+    assert answer.reply(machine.state) == Done(ok=True, facts={"retried": 1, "numbers": [1]})
+    assert states(machine)[1] == "queued"
 
 
 def test_tasks_that_come_after_each_other_are_retried_together():

@@ -9,6 +9,7 @@ from __future__ import annotations
 from heapq import heapify
 from typing import TYPE_CHECKING
 
+from muster.coordinator import state as st
 from muster.coordinator.events import Effect, Handlers, Post, TasksCancelled, TasksForgotten, TasksRetried
 from muster.coordinator.finishing import admit, cancelled, count
 from muster.coordinator.tasks import ASSIGNED, NUMBER_MASK, OPEN, QUEUED
@@ -53,6 +54,8 @@ def _leave_lines(state: State, tasks: list[Task]) -> None:
 
 
 def _tasks_retried(state: State, fact: TasksRetried, out: list[Effect]) -> None:
+    if state.phase != st.RUNNING:
+        return  # it began to end after the ask was judged, in the same turn: nobody would do them, and a run is complete
     again = [task for number in fact.numbers if (task := state.kept.pop(number)) is not None]
     for task in again:  # all of them are open before any of them looks for what it comes after
         count(state, task.state, -1)

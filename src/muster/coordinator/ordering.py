@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from muster.coordinator import state as st
-from muster.coordinator.asks import Answer, Ask, Rule, Rules
+from muster.coordinator.asks import Answer, Ask, Rule, Rules, refusal
 from muster.coordinator.dependencies import evidence
 from muster.coordinator.events import TasksCancelled, TasksForgotten, TasksRetried
 from muster.coordinator.tasks import ASSIGNED, CODE, DELAYED, DONE, OPEN, STATE_OF_CODE, TRANSITIONS, UNKNOWN, Task
@@ -26,6 +26,7 @@ LISTED_MAX = 5000
 LISTING_MAX = 1000
 #: Bytes of a listing, of which one task may take more.
 _LISTING_BYTES_MAX = limits.BODY_BYTES_MAX // 2
+_ENDING = "the fleet is coming to its end; nothing was changed"
 _STATES = frozenset({state for state, _ in TRANSITIONS} | set(TRANSITIONS.values()))
 
 
@@ -45,7 +46,7 @@ def _cancel(state: State, body: CancelTasks, ask: Ask) -> Answer:
 
 def _retry(state: State, body: RetryTasks, ask: Ask) -> Answer:
     if state.phase != st.RUNNING:
-        raise FleetNotRunningError("the fleet is coming to its end; nothing was changed")
+        raise FleetNotRunningError(_ENDING)
     chosen = _kept(state, body)
     numbers = [task.number for task in chosen]
     again = set(numbers)
@@ -55,16 +56,21 @@ def _retry(state: State, body: RetryTasks, ask: Ask) -> Answer:
             if code not in (OPEN, CODE[DONE]) and number not in again:
                 why = evidence(number, STATE_OF_CODE.get(code, "unknown"))
                 raise TaskStateError(f"task {task.number} cannot be retried: {why}; retry that one, too", number=number)
-    return Answer([TasksRetried(ask.now_s, numbers)] if numbers else [], _count("retried", numbers))
+    before = {number: state.retries.get(number, 0) for number in numbers}
+
+    def reply(after: State) -> msgspec.Struct:
+        retried = [number for number in numbers if after.retries.get(number, 0) > before[number]]
+        if numbers and not retried and after.phase != st.RUNNING:  # the end began in this very turn
+            return refusal(FleetNotRunningError(_ENDING))
+        return Done(ok=True, facts={"retried": len(retried), "numbers": retried[:LISTED_MAX]})
+
+    return Answer([TasksRetried(ask.now_s, numbers)] if numbers else [], reply)
 
 
 def _forget(state: State, body: ForgetTasks, ask: Ask) -> Answer:
     numbers = [task.number for task in _kept(state, body)]
-    return Answer([TasksForgotten(ask.now_s, numbers)] if numbers else [], _count("forgotten", numbers))
-
-
-def _count(word: str, numbers: list[int]) -> Any:
-    return lambda _after: Done(ok=True, facts={word: len(numbers), "numbers": numbers[:LISTED_MAX]})
+    done = Done(ok=True, facts={"forgotten": len(numbers), "numbers": numbers[:LISTED_MAX]})
+    return Answer([TasksForgotten(ask.now_s, numbers)] if numbers else [], lambda _after: done)
 
 
 def _kept(state: State, body: TaskChoice) -> list[Task]:
