@@ -13,6 +13,7 @@ from tests.simulate.planted import PLANTED
 from muster.coordinator.tasks import backoff_s
 from muster.testing.simulator import simulate
 from muster.testing.simulator.__main__ import explain
+from muster.testing.simulator.timeline import Process, Timeline
 
 SEEDS, BLOCKS = 100, 10
 
@@ -51,6 +52,22 @@ def test_a_planted_bug_is_found_within_the_seeds(name):
             assert f"SEED={seed} TRACE=1" in explain(outcome)
             return
     pytest.fail(f"{name}: {SEEDS} seeds noticed nothing")
+
+
+def test_what_a_process_cancels_as_it_goes_on_does_not_come_though_it_was_due_while_it_was_stopped():
+    timeline = Timeline()
+    came: list[str] = []
+    process = Process(timeline, "one", 1, lambda _process, _what: None)
+    late = process.call_later(2.0, came.append, "late")
+    process.call_later(1.0, late.cancel)
+    process.call_later(3.0, came.append, "later")
+    process.stop()
+    while timeline.step():
+        pass
+    process.go_on()
+    while timeline.step():
+        pass
+    assert came == ["later"]
 
 
 def test_backoff_of_failed_tasks_is_the_same_in_every_replay():

@@ -91,7 +91,7 @@ class Process:
         #: Called once, when it is gone: exit status, signal.
         self.on_exit: Callable[[int | None, int | None], None] = lambda _status, _signal: None
         self._strike = strike
-        self._kept: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+        self._kept: deque[Timer] = deque()
 
     # ------------------------------------------------------------------ the loop that muster's code sees
 
@@ -101,23 +101,28 @@ class Process:
 
     def call_soon(self, call: Callable[..., object], *arguments: Any) -> Timer:
         """Call in the loop's next turn."""
-        return self.timeline.later(0.0, self.run, call, *arguments)
+        return self.call_later(0.0, call, *arguments)
 
     def call_later(self, delay_s: float, call: Callable[..., object], *arguments: Any) -> Timer:
-        """Call in `delay_s`; later if the process is stopped then, never if it is dead."""
-        return self.timeline.later(delay_s, self.run, call, *arguments)
+        """Call in `delay_s`; later if the process is stopped then, never if it is dead. Until it is called it can be cancelled."""
+        timer = Timer(call, arguments)
+        self.timeline.later(delay_s, self._run, timer)
+        return timer
 
     # ------------------------------------------------------------------ what happens to it
 
     def run(self, call: Callable[..., object], *arguments: Any) -> None:
         """Let the process do something now."""
+        self._run(Timer(call, arguments))
+
+    def _run(self, timer: Timer) -> None:
         if not self.is_alive:
             return
         if self.is_stopped:
-            self._kept.append((call, arguments))
+            self._kept.append(timer)
             return
         try:
-            call(*arguments)
+            timer.run()
         except Killed:
             self.kill()
 
@@ -135,8 +140,8 @@ class Process:
             return
         self.is_stopped = False
         kept, self._kept = self._kept, deque()
-        for call, arguments in kept:
-            self.timeline.later(0.0, self.run, call, *arguments)
+        for timer in kept:
+            self.timeline.later(0.0, self._run, timer)
 
     def kill(self) -> None:
         """SIGKILL."""
