@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import os
@@ -12,6 +13,7 @@ import pytest
 from tests.unit.coordinator_world import CoordinatorWorld
 
 from muster.bus.bus import Bus
+from muster.bus.store import read_spec
 from muster.bus.transports.lanes.appendlog import AppendLog
 from muster.coordinator import main as main_module
 from muster.coordinator import shell as shell_module
@@ -21,7 +23,19 @@ from muster.coordinator.results import ResultsFile
 from muster.coordinator.shell import Shell
 from muster.core import limits
 from muster.core.orders import StopFleet
-from muster.core.protocol import FleetStatus, InputEnd, StatusAsk, Stop, Submit, TaskInput
+from muster.core.protocol import (
+    TYPE_OF,
+    Done,
+    FleetStatus,
+    InputEnd,
+    Ready,
+    Scale,
+    StatusAsk,
+    Stop,
+    Submit,
+    TaskInput,
+)
+from muster.core.spec import roster
 from muster.errors import CoordinatorRunningError, InboxFullError, StoreFullError
 
 
@@ -379,6 +393,36 @@ async def test_a_stop_hands_unfinished_tasks_back_and_the_next_life_runs_them(ma
     await world.until(lambda: done == [1, 2])
     world.say(StopFleet(mode="now", reason="down"))
     assert await second == 0
+
+
+async def test_a_coordinator_that_dies_while_an_agent_too_many_is_leaving_is_followed_by_one_that_lets_it_leave(
+    make, monkeypatch
+):
+    world = make(agents=3, run=False)
+    world.work = lambda assign: None
+    first = world.start()
+    world.operator = await Bus.open(world.store, "operator", world.keyring("operator"))
+    world.submit(3, end=False)
+    await world.until(lambda: [len(agent.holding) for agent, _ in world.agents.values()] == [1, 1, 1])
+    busy, _ = world.agents["w-3"]
+    orders: list[str] = []
+    monkeypatch.setattr(busy, "take", lambda delivery: orders.append(delivery.type))  # it is not done yet
+    done = await world.operator.ask("coordinator", Scale(counts={"w": 2}), type=TYPE_OF[Scale], timeout_s=5)
+    assert done.decode(Done).ok
+    await world.until(lambda: "agent.drain" in orders)
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    second = world.start()
+    await world.until(lambda: second.done() or "agent.roll_call" in orders)
+    assert not second.done(), second.exception()
+    monkeypatch.undo()
+    busy.bus.post_struct("coordinator", Ready(incarnation=1, pid=1, slots=1, holding=busy.holding, nonce=1))
+    await world.until(lambda: "w-3" not in world.alive and not world.exits)
+    status = (await world.operator.ask("coordinator", StatusAsk(), type="fleet.status", timeout_s=5)).decode(
+        FleetStatus
+    )
+    assert [agent.agent for agent in status.agents] == ["w-1", "w-2"]
+    assert roster(read_spec(world.store)) == ["w-1", "w-2"]
 
 
 async def test_a_coordinator_whose_spawner_is_gone_ends_at_once_and_kills_nobody(make):

@@ -15,7 +15,7 @@ from muster.coordinator.machine import Machine
 from muster.coordinator.resizing import resized
 from muster.coordinator.state import load, snapshot
 from muster.core.protocol import Scale
-from muster.core.spec import AgentSpec, ChildSpec, FleetSpec, roster
+from muster.core.spec import AgentSpec, ChildSpec, FleetSpec, kind_of, roster
 from muster.errors import FleetNotRunningError, UnknownAgentError, UsageError
 
 
@@ -133,6 +133,15 @@ def test_a_resized_kind_includes_exactly_its_agents(count):
     for kind in (AgentSpec(name="k", count=count).resized(2), AgentSpec(name="k", count=count)):
         names = ["k", *(f"k-{n}" for n in range(6)), "k-01", "x-1", "k-"]
         assert [name for name in names if kind.includes(name)] == kind.agent_ids()
+
+
+def test_an_agent_that_is_one_too_many_is_still_known_by_its_kind():
+    kind, other = AgentSpec(name="k", count=3).resized(1), AgentSpec(name="k-3", command=("x",))
+    spec = FleetSpec(name="f", store_id="", agents=(kind, other))
+    assert [kind_of(spec, name).name for name in ("k-1", "k-2", "k-3", "k-40")] == ["k", "k", "k-3", "k"]
+    for stranger in ("k", "k-0", "k-02", "k-3-1", "x-2"):
+        with pytest.raises(KeyError):
+            kind_of(spec, stranger)
 
 
 def test_quarantined_and_waiting_workers_are_forgotten_at_once():

@@ -310,9 +310,13 @@ def workers(spec: FleetSpec) -> dict[str, tuple[str, ...]]:
 
 
 def kind_of(spec: FleetSpec, agent: str) -> AgentSpec:
-    """The kind that `agent` belongs to. Raises KeyError."""
+    """The kind that `agent` belongs to, or did before its kind was made smaller: who goes may still be starting. Raises KeyError."""
     for kind in spec.agents:
         if kind.includes(agent):
+            return kind
+    name, _, number = agent.rpartition("-")
+    for kind in spec.agents:
+        if name == kind.name and number.isdecimal() and kind.resized(int(number)).includes(agent):
             return kind
     raise KeyError(agent)
 
