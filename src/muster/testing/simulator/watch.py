@@ -16,7 +16,7 @@ from muster.coordinator.state import Agent, State, load, snapshot
 from muster.coordinator.tasks import ASSIGNED, CODE, DELAYED, DONE, NUMBER_MASK, QUEUED, UNKNOWN
 from muster.core.globs import conflict
 from muster.core.names import COORDINATOR
-from muster.core.protocol import Assign, Result
+from muster.core.protocol import Assign, Result, Submit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -316,12 +316,21 @@ class Watch:
         self._world.tell("coordinator", f"finishes: {finish}")
         self.finish = finish
         self.retries = dict(state.retries)
+        unread = self._unread()
         for number in self._world.accepted:
-            if state.outcomes.get(number) == 0:
+            if state.outcomes.get(number) == UNKNOWN:
+                if number in unread:
+                    continue  # a fleet that is stopped keeps what it has not read for its next start (docs/supervision.md)
                 self.fail("nothing-lost", f"task {number} was accepted, and nobody knows it any more")
             over = number not in state.tasks
             if over and self._world.spec.run is not None and not self.lines[number]:
                 self.fail("nothing-lost", f"task {number} is over and has no line in the results file")
+
+    def _unread(self) -> set[int]:
+        """Tasks that still lie in the root's inbox."""
+        lanes = self._world.lanes.lanes.values()
+        inbox = [message for lane in lanes if lane.recipient == COORDINATOR for message in lane.open.values()]
+        return {task.number for letter in inbox if letter.type == "task.submit" for task in letter.decode(Submit).tasks}
 
 
 def _meet(names: Iterable[str], others: Iterable[str]) -> bool:
