@@ -26,6 +26,14 @@ def fill(bus: Bus, to: str, most: int = 100_000) -> int:
     raise AssertionError(f"{most} messages and no refusal")
 
 
+def fill_with(bus: Bus, to: str, body: bytes, most: int = 1000) -> None:
+    """Post it until the sender's own bound is reached."""
+    with contextlib.suppress(errors.OutboxFullError):
+        for _ in range(most):
+            bus.post(to, body)
+        raise AssertionError(f"{most} messages and no refusal")
+
+
 async def fill_up(bus: Bus, to: str) -> int:
     """Post until the recipient, who hears of every refusal, has nothing left to lend; how many were accepted."""
     total = 0
@@ -179,6 +187,44 @@ async def test_many_waiting_sends_all_get_through(make_fleet: Make) -> None:
         delivery.ack()
     await asyncio.wait_for(asyncio.gather(*sends), 10)
     assert all(sorted(numbers) == list(range(60)) for numbers in seen.values())
+
+
+@pytest.mark.usefixtures("no_looking_again")
+@pytest.mark.parametrize("bound", [{"lane_bytes_max": 16 << 10}, {"outbox_messages_max": 12}])
+async def test_a_send_that_meets_its_own_bound_waits_as_its_recipient_wants_and_is_woken_by_acks(
+    make_fleet: Make, bound: dict[str, int]
+) -> None:
+    fleet = make_fleet(**bound)
+    alice, bob = await fleet.join("alice"), await fleet.join("bob", overflow="wait")
+    fill_with(alice, "bob", b"x" * 1000)
+
+    async def send_more() -> None:
+        for number in range(40):
+            await alice.send("bob", [number, b"x" * 1000])
+
+    sending = asyncio.create_task(send_more())
+    numbers: list[int] = []
+    while len(numbers) < 40:
+        delivery = await bob.receive(timeout_s=10)
+        assert delivery is not None, f"{len(numbers)} came"
+        if isinstance(delivery.body, list):
+            numbers.append(delivery.body[0])
+        delivery.ack()
+    await asyncio.wait_for(sending, 10)
+    assert numbers == list(range(40))
+
+
+@pytest.mark.parametrize("overflow", ["refuse", "evict_oldest"])
+async def test_a_send_that_meets_its_own_bound_is_refused_at_once_where_nobody_wants_it_to_wait(
+    make_fleet: Make, overflow: str
+) -> None:
+    fleet = make_fleet(lane_bytes_max=16 << 10)
+    alice, _bob = await fleet.join("alice"), await fleet.join("bob", overflow=overflow)
+    fill_with(alice, "bob", b"x" * 1000)
+    refused = alice.stats.refused_full
+    with pytest.raises(errors.OutboxFullError):
+        await asyncio.wait_for(alice.send("bob", b"x" * 1000), 5)
+    assert alice.stats.refused_full == refused + 1, "it tried again"
 
 
 async def test_a_waiting_send_gives_up_at_its_deadline_and_has_written_nothing(make_fleet: Make) -> None:

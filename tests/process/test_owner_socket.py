@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from muster.agent.client import OwnerClient
+from muster.core import limits
 from muster.core.protocol import Cancel, Result
 from muster.errors import (
     AskTimeoutError,
@@ -24,7 +26,7 @@ from muster.errors import (
     UnknownAgentError,
     UsageError,
 )
-from muster.testing import eventually
+from muster.testing import eventually, eventually_async
 
 from .worker_world import PATIENCE_S, World, next_delivery, one_agent
 
@@ -49,6 +51,26 @@ async def said(world: World, number: int = 1, value: Any = "x") -> Any:
     result = await world.run("w", number, value)
     assert result.outcome == "done", result.stderr.decode()
     return [json.loads(line) for line in result.stdout.decode().splitlines()]
+
+
+async def test_a_command_waits_for_room_in_an_inbox_that_wants_its_senders_to_wait(tmp_path: Path) -> None:
+    body = f"""
+with OwnerClient() as me:
+    for number in range({limits.LANE_CREDIT + 50}): me.send("friend", number)
+    me.send("friend", "last", wait_s=60)
+"""
+    async with one_agent(tmp_path, command=program(body)) as world:
+        friend = await world.open("friend")
+        friend.transport.set_overflow("wait")
+        running = asyncio.create_task(said(world))
+        await eventually_async(lambda: friend.depth() == limits.LANE_CREDIT, PATIENCE_S)
+        heard: list[Any] = []
+        while "last" not in heard:
+            delivery = await next_delivery(friend)
+            heard.append(delivery.body)
+            delivery.ack()
+        assert heard == [*range(limits.LANE_CREDIT + 50), "last"]
+        await running
 
 
 async def test_a_command_sends_and_receives_as_its_agent(tmp_path: Path) -> None:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 #: How long an answer may take beyond what the request itself allows, before its owner counts as gone.
 ANSWER_S = 30.0
+#: How long a send may wait for room when only the recipient says so (`limits.OVERFLOW_WAIT_S`).
+_OVERFLOW_WAIT_S = 30.0
 _PATH_BYTES_MAX = 100
 
 
@@ -69,13 +71,24 @@ class OwnerClient:
         type: str = "message",
         priority: str = "normal",
         message_id: str | None = None,
+        wait_s: float | None = None,
     ) -> dict[str, Any]:
-        """Store a message in `to`'s inbox; its {"id", "seq"}. Raises what `Bus.send` raises."""
-        return self.request("send", to=to, type=type, priority=priority, message_id=message_id, **_body(body))
+        """Store a message in `to`'s inbox, waiting for room as `Bus.send` does; its {"id", "seq"}. Raises what that raises."""
+        return self.request(
+            "send",
+            _patience_s=_OVERFLOW_WAIT_S if wait_s is None else wait_s,
+            to=to,
+            type=type,
+            priority=priority,
+            message_id=message_id,
+            wait_s=wait_s,
+            **_body(body),
+        )
 
-    def publish(self, group: str, body: Any = None, *, type: str = "message") -> list[dict[str, Any]]:
-        """Store a message for every agent of a group such as "@workers"; a {"to", "id", "seq"} for each."""
-        answer: list[dict[str, Any]] = self.request("publish", to=group, type=type, **_body(body))["sent"]
+    def publish(self, group: str, body: Any = None, *, type: str = "message", **envelope: Any) -> list[dict[str, Any]]:
+        """Store a message for every agent of a group such as "@workers", as `send` does; a {"to", "id", "seq"} for each."""
+        sent = self.request("publish", _patience_s=None, to=group, type=type, **envelope, **_body(body))
+        answer: list[dict[str, Any]] = sent["sent"]
         return answer
 
     def receive(self, n: int = 1, *, wait_s: float = 0.0) -> list[dict[str, Any]]:

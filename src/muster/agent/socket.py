@@ -3,7 +3,7 @@
 One 0600 Unix stream socket per agent, made when its first task starts. Its address (MUSTER_SOCKET) is no secret: every connection is
 checked by the kernel's word on who connected (`ancestry`). Requests and answers are JSON lines, one answer per request, in order:
 
-    {"op": "send", "to": …, "type": …, "body" | "body_b64": …, "priority": …, "message_id": …}
+    {"op": "send", "to": …, "type": …, "body" | "body_b64": …, "priority": …, "message_id": …, "wait_s": …}
                                                         -> {"ok": true, "id": …, "seq": …}
     {"op": "publish", "to": "@workers", …}              -> {"ok": true, "sent": [{"to", "id", "seq"}]}
     {"op": "recv", "n": 1, "wait_s": 10}                -> {"ok": true, "messages": […]}
@@ -74,7 +74,7 @@ class Request(msgspec.Struct):
     priority: str = "normal"
     message_id: str | None = None
     n: int = 1
-    wait_s: float = 0.0
+    wait_s: float | None = None
     timeout_s: float = 30.0
     handles: list[str] = []
     names: list[str] = []
@@ -258,9 +258,10 @@ class Session:
         return self._runner.causes.get(self._attempt)
 
     async def _send(self, request: Request) -> dict[str, Any]:
-        receipt = self._bus.post(
+        receipt = await self._bus.send(
             request.to,
             _body(request),
+            wait_s=_room_wait_s(request),
             type=_type(request, "message"),
             priority=request.priority,
             message_id=request.message_id,
@@ -274,12 +275,14 @@ class Session:
             _body(request),
             type=_type(request, "message"),
             priority=request.priority,
+            message_id=request.message_id,
+            wait_s=_room_wait_s(request),
             cause=self._cause(),
         )
         return {"sent": [{"to": receipt.recipient, "id": receipt.id, "seq": receipt.seq} for receipt in receipts]}
 
     async def _ask(self, request: Request) -> dict[str, Any]:
-        timeout_s = min(max(request.timeout_s, 0.0), WAIT_S_MAX)
+        timeout_s = _patience(request.timeout_s)
         reply = await self._bus.ask(
             request.to, _body(request), type=_type(request, "ask"), timeout_s=timeout_s, cause=self._cause()
         )
@@ -288,7 +291,7 @@ class Session:
     async def _receive(self, request: Request) -> dict[str, Any]:
         count = min(max(request.n, 1), RECEIVE_MAX)
         messages = []
-        for delivery in await self._runner.mailbox.take(count, min(max(request.wait_s, 0.0), WAIT_S_MAX)):
+        for delivery in await self._runner.mailbox.take(count, _patience(request.wait_s or 0.0)):
             handle = str(self._next_handle)
             self._next_handle += 1
             self._in_hand[handle] = delivery
@@ -334,6 +337,14 @@ def _type(request: Request, default: str) -> str:
     if (name in TYPES or name.startswith(VERBS)) and name not in _OPEN_TYPES:
         raise ForbiddenError(f"{name!r:.70} is one of muster's own words; choose another type", type=name)
     return name
+
+
+def _patience(wait_s: float) -> float:
+    return min(max(wait_s, 0.0), WAIT_S_MAX)
+
+
+def _room_wait_s(request: Request) -> float | None:
+    return None if request.wait_s is None else _patience(request.wait_s)
 
 
 def _body(request: Request) -> Any:

@@ -18,7 +18,7 @@ from muster.bus.waiting import LOOK_AGAIN_S, Waiters, set_done, wait_for_room
 from muster.core import limits
 from muster.core.guard import EchoGuard
 from muster.core.message import EXTRA_CAUSATION, EXTRA_CORRELATION, EXTRA_REPLY_TO, Message
-from muster.errors import AskTimeoutError, BusClosedError, BusError, InboxFullError, UsageError
+from muster.errors import AskTimeoutError, BusClosedError, BusError, InboxFullError, OutboxFullError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Mapping
@@ -98,7 +98,7 @@ class Bus(Services):
         out = outgoing(body, envelope)
         try:
             seq = put_caused(self, to, out, envelope) if out.hops else self._put(to, out)
-        except InboxFullError:
+        except (InboxFullError, OutboxFullError):
             self.stats.refused_full += 1
             raise
         upkeep = self._upkeep
@@ -123,8 +123,8 @@ class Bus(Services):
         Args:
             to: An agent of the roster.
             body: bytes as they are; anything else as msgpack, at most `limits.BODY_BYTES_MAX` bytes.
-            wait_s: Wait up to this long for room in a full inbox. None: as the recipient's `overflow` says, which is not at all
-                unless it wants its senders to wait, or evicts its oldest messages to make room.
+            wait_s: Wait up to this long for room, asleep: in a full inbox, or within this sender's own bounds. None: as the recipient's
+                `overflow` says, which is not at all unless it wants its senders to wait, or evicts its oldest messages to make room.
             envelope: type, priority ("normal" or "control"), message_id (sent again within the window it adds no second copy),
                 expires_in_s, correlation_id, causation_id, traceparent. `cause=delivery` says "because of this one": it sets the
                 last three, and lets muster stop agents that answer each other without end.
@@ -138,7 +138,7 @@ class Bus(Services):
         """
         try:
             receipt = self._post(to, body, envelope)
-        except InboxFullError as error:
+        except (InboxFullError, OutboxFullError) as error:
             receipt = await wait_for_room(self, to, wait_s, error, lambda: self._post(to, body, envelope))
         if self._durable:
             if self._group is None:
@@ -345,12 +345,9 @@ class Bus(Services):
         for call in self._wakers:
             call()
 
-    async def _next_ack(self, timeout_s: float) -> None:
-        """Until some ack bell rings, or `timeout_s`; without a bell, a short look-again pause."""
-        if self.transport.fileno() < 0:
-            await asyncio.sleep(min(timeout_s, LOOK_AGAIN_S))
-        else:
-            await self._ack_waiters.wait(timeout_s)
+    async def _next_ack(self, timeout_s: float) -> bool:
+        """Until some ack bell rings, or `timeout_s`; whether one rang. A bus that does not consume has none."""
+        return await self._ack_waiters.wait(timeout_s)
 
     def _sweep(self) -> None:
         if not self.closed:

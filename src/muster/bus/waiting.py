@@ -7,7 +7,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from muster.core import limits
-from muster.errors import AskTimeoutError, BusError, InboxFullError
+from muster.core.settings import EVICT_OLDEST, WAIT
+from muster.errors import AskTimeoutError, BusError, InboxFullError, OutboxFullError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,9 +18,9 @@ if TYPE_CHECKING:
 
 _FINAL = frozenset({"acked", "dead", "expired", "evicted", "damaged", "forged", "finalised"})
 #: How long a send waits by itself, by what its recipient wants (`overflow`).
-_WAIT_S_OF = {"wait": limits.OVERFLOW_WAIT_S, "evict_oldest": limits.EVICTION_WAIT_S}
-#: A bus that does not consume has no bell: it looks again at this pace while it waits for an ack.
-LOOK_AGAIN_S = 0.01
+_WAIT_S_OF = {WAIT: limits.OVERFLOW_WAIT_S, EVICT_OLDEST: limits.EVICTION_WAIT_S}
+#: A bus that does not consume has no bell: while it waits it looks again, first after this time and ever more rarely.
+LOOK_AGAIN_S, LOOK_AGAIN_MAX_S = 0.01, 0.25
 
 
 class Waiters:
@@ -28,7 +29,7 @@ class Waiters:
     __slots__ = ("_futures",)
 
     def __init__(self) -> None:
-        self._futures: list[asyncio.Future[None]] = []
+        self._futures: list[asyncio.Future[bool | None]] = []
 
     def __bool__(self) -> bool:
         return bool(self._futures)
@@ -36,17 +37,17 @@ class Waiters:
     def wake(self) -> None:
         for future in self._futures:
             if not future.done():
-                future.set_result(None)
+                future.set_result(True)
         self._futures.clear()
 
-    async def wait(self, timeout_s: float | None) -> None:
-        """Until the next `wake`, or until `timeout_s` has passed."""
+    async def wait(self, timeout_s: float | None) -> bool:
+        """Until the next `wake`, or until `timeout_s` has passed; whether it was woken."""
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[None] = loop.create_future()
+        future: asyncio.Future[bool | None] = loop.create_future()
         self._futures.append(future)
         handle = None if timeout_s is None else loop.call_later(timeout_s, set_done, future)
         try:
-            await future
+            return await future is True
         finally:
             if handle is not None:
                 handle.cancel()
@@ -60,13 +61,35 @@ def set_done(future: asyncio.Future[Any]) -> None:
         future.set_result(None)
 
 
+class Pace:
+    """How long one who waits sleeps before it looks by itself: whoever it waits for rings, so ever longer while nothing is to be seen."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._first_s, self._most_s = (
+            (limits.RERING_S, limits.RERING_MAX_S) if bus._fileno >= 0 else (LOOK_AGAIN_S, LOOK_AGAIN_MAX_S)
+        )
+        self._pause_s = self._first_s
+
+    async def sleep(self, remaining_s: float | None) -> None:
+        """Until a bell tells of acks; without one for a pause, at most for `remaining_s`."""
+        pause_s = self._pause_s if remaining_s is None else min(remaining_s, self._pause_s)
+        is_rung = await self._bus._next_ack(pause_s)
+        self._pause_s = self._first_s if is_rung else min(self._pause_s * 2, self._most_s)
+
+
 async def wait_for_room(
-    bus: Bus, to: str, wait_s: float | None, refusal: InboxFullError, post: Callable[[], Receipt]
+    bus: Bus, to: str, wait_s: float | None, refusal: InboxFullError | OutboxFullError, post: Callable[[], Receipt]
 ) -> Receipt:
-    """Post again whenever the recipient has finalised something, until it succeeds or `wait_s` has passed; then the last refusal."""
+    """Post again whenever the recipient has finalised something, until it succeeds or `wait_s` has passed; then the last refusal.
+
+    A sender's own bounds are used up by what recipients have not acked yet: that is waited for like room in an inbox, but never evicted.
+    """
+    policy = str(refusal.facts.get("overflow"))
     if wait_s is None:
-        wait_s = _WAIT_S_OF.get(str(refusal.facts.get("overflow")), 0.0)
+        wait_s = 0.0 if policy == EVICT_OLDEST and isinstance(refusal, OutboxFullError) else _WAIT_S_OF.get(policy, 0.0)
     deadline = time.monotonic() + wait_s
+    pace = Pace(bus)
     control = bool(refusal.facts.get("control"))
     waiting = bus._awaited.setdefault((to, control), [])
     while (remaining := deadline - time.monotonic()) > 0:
@@ -76,9 +99,9 @@ async def wait_for_room(
             bus.transport.want(to, control=control, seq=min(waiting))
             try:  # once more: room may have come before the wish was stored
                 return post()
-            except InboxFullError as error:
+            except (InboxFullError, OutboxFullError) as error:
                 refusal = error
-            await bus._next_ack(min(remaining, limits.RERING_S))
+            await pace.sleep(remaining)
         finally:
             waiting.remove(number)
     raise refusal
@@ -90,6 +113,7 @@ async def wait_finalised(bus: Bus, receipt: Receipt, timeout_s: float | None) ->
     key = (receipt.recipient, receipt.control)
     waiting = bus._awaited.setdefault(key, [])
     waiting.append(receipt.seq)
+    pace = Pace(bus)
     try:
         while (state := receipt.state) not in _FINAL:
             # The lowest awaited number stands in `want`; after it is finalised the others set theirs. Then look once more.
@@ -101,7 +125,7 @@ async def wait_finalised(bus: Bus, receipt: Receipt, timeout_s: float | None) ->
                 raise AskTimeoutError(
                     f"{receipt.recipient} did not ack within {timeout_s:g} s", recipient=receipt.recipient
                 )
-            await bus._next_ack(limits.RERING_S if remaining is None else min(remaining, limits.RERING_S))
+            await pace.sleep(remaining)
     finally:
         waiting.remove(receipt.seq)
         if not waiting:

@@ -8,7 +8,14 @@ from __future__ import annotations
 
 import os
 
-from muster.errors import ConfigError, ForbiddenError, IdentityBusyError, UnknownAgentError
+from muster.errors import (
+    ConfigError,
+    ForbiddenError,
+    IdentityBusyError,
+    InboxFullError,
+    OutboxFullError,
+    UnknownAgentError,
+)
 
 # Not from typing: importing it would double the cost of a short verb. Type checkers know the name.
 TYPE_CHECKING = False
@@ -64,26 +71,30 @@ def send(who: Speaker, to: str, body: Any, **envelope: Any) -> dict[str, Any]:
     """Store one message (or one per member of a "@group"), and say under which id.
 
     Args:
-        envelope: type, priority, message_id as `Bus.send`; `wait_s`: time to wait for room in a full inbox.
+        envelope: type, priority, message_id, wait_s as `Bus.send`.
 
     Raises:
         MusterError: Whatever the bus says; nothing was stored.
     """
-    wait_s = float(envelope.pop("wait_s", 0.0) or 0.0)
     if who.socket is not None:
         with _owner(who.socket) as owner:
             if to.startswith("@"):
-                return {"to": to, "receipts": owner.publish(to, body, type=envelope.get("type", "message"))}
+                return {"to": to, "receipts": owner.publish(to, body, **envelope)}
             return {"to": to, **owner.send(to, body, **envelope)}
 
-    if not wait_s and not to.startswith("@"):
-        return _post(who, to, body, envelope)
+    if not to.startswith("@"):
+        wait_s = envelope.get("wait_s")
+        try:
+            return _post(who, to, body, {name: value for name, value in envelope.items() if name != "wait_s"})
+        except (InboxFullError, OutboxFullError) as error:
+            if wait_s == 0 or (wait_s is None and error.facts.get("overflow") == "refuse"):
+                raise
 
     async def through(bus: Bus) -> dict[str, Any]:
         if to.startswith("@"):
             receipts = await bus.publish(to, body, **envelope)
             return {"to": to, "receipts": [{"to": r.recipient, "id": r.id, "seq": r.seq} for r in receipts]}
-        receipt = await bus.send(to, body, wait_s=wait_s, **envelope)
+        receipt = await bus.send(to, body, **envelope)
         return {"to": to, "id": receipt.id, "seq": receipt.seq}
 
     return _on_bus(who, through, consume=False)
@@ -187,6 +198,7 @@ def _post(who: Speaker, to: str, body: Any, envelope: dict[str, Any]) -> dict[st
     try:
         out = outgoing(body, envelope)
         seq = transport.put(to, out)
+        transport.flush()  # a durable store: accepted once the disk has it, and only then is its recipient rung
     finally:
         transport.close()
     return {"to": to, "id": envelope.get("message_id") or show_id(out.message_id), "seq": seq}

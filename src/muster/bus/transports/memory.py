@@ -101,6 +101,9 @@ class MemoryHub:
                 f"{lane.sender} has {stored:,} messages stored and unacked, all that it may have",
                 retry_after_s=limits.INBOX_FULL_RETRY_S,
                 agent=lane.sender,
+                recipient=lane.recipient,
+                overflow=self.overflow.get(lane.recipient, REFUSE),
+                control=lane.control,
             )
 
     def evict_for(self, lane: _Lane) -> bool:

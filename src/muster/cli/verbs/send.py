@@ -33,7 +33,11 @@ WISHES = ("priority", "delay", "after", "tags", "timeout", "retries")
 @click.option("--tag", "tags", multiple=True, metavar="TAG", help="Of a task: for agents whose kind has TAG.")
 @click.option("--timeout", metavar="DURATION", help="Of a task: end it when it takes longer.")
 @click.option("--retries", type=int, metavar="N", help="Of a task: try it again up to N times when it fails.")
-@click.option("--wait", metavar="DURATION", help="Wait this long for room in a full inbox [default: refuse at once].")
+@click.option(
+    "--wait",
+    metavar="DURATION",
+    help="Wait this long for room in a full inbox; 0s: be refused at once [default: as the inbox's overflow says].",
+)
 def command(to: str, body: str | None, as_json: bool, json_body: bool, control: bool, **values: Any) -> int:
     """Put BODY (default: standard input) into the inbox of agent TO, or of every member of a group such as @workers.
 

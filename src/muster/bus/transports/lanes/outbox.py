@@ -57,10 +57,13 @@ class Outbox:
             lane = self._open(recipient, control=out.control)
         elif locks.forks != self._forks:
             raise ForkedBusError("this bus was opened before a fork; join again in the child")
-        if self._stored_at_most >= self._messages_max:
-            self._count_stored()
         try:
+            if self._stored_at_most >= self._messages_max:
+                self._count_stored()
             seq = lane.put(out, self._keyring.sign_key(recipient))
+        except OutboxFullError as error:
+            error.facts.update(recipient=recipient, overflow=lane.policy, control=out.control)
+            raise
         except OSError as error:
             raise refusal(error, f"the message to {recipient} was not stored") from None
         self._stored_at_most += 1

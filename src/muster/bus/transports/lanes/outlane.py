@@ -249,7 +249,7 @@ class OutLane:
         if seq <= peer.credit:
             return
         self._check_recipient()
-        policy = overflow.read_policy(self._recipient_directory)
+        policy = self.policy
         heard = False
         if self._asked_credit != peer.credit:
             self._asked_credit = peer.credit
@@ -270,6 +270,11 @@ class OutLane:
             overflow=policy,
             control=self.control,
         )
+
+    @property
+    def policy(self) -> str:
+        """What the recipient wants to happen when there is no room (`overflow`)."""
+        return overflow.read_policy(self._recipient_directory)
 
     def _describe(self, first: int, last: int) -> list[tuple[int, bytes, int]]:
         """(number, id, bytes of body) of the messages from `first` to `last` that are still here."""

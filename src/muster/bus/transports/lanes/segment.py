@@ -245,7 +245,7 @@ class SegmentWriter:
         if self._has_room is not None and not self._has_room(least):
             raise OutboxFullError(
                 f"another {least:,} bytes of segments exceed what this sender may have stored and unacked",
-                retry_after_s=limits.STORE_FULL_RETRY_S,
+                retry_after_s=limits.INBOX_FULL_RETRY_S,
                 path=self._directory,
             )
         raise StoreFullError(
