@@ -70,6 +70,7 @@ simulate: $(READY)  ## fleets under faults on virtual time, SEEDS of them (1000)
 	@$(PY) -m muster.testing.simulator $(if $(SEED),--seed $(SEED) $(if $(TRACE),--trace),--seeds $(SEEDS) --first $(FIRST))
 
 fleet: $(READY)  ## large fleets of real processes, killed at will; figures at the end (FLEET=short for some minutes)
+	@$(PY) -m compileall -q src  # as an installation does: the first start is measured, too
 	@FLEET=$(or $(FLEET),long) $(PY) -m pytest -s tests/fleet
 
 check: $(READY)  ## lint, format, types, documentation, structure

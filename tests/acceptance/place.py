@@ -42,7 +42,12 @@ class Place:
         self.work = self.base / "work"
         self.work.mkdir()
         self.env = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("MUSTER_")},
+            # Without cached bytecode every start would compile the whole program anew: twice the time of an installed one.
+            **{
+                name: value
+                for name, value in os.environ.items()
+                if not name.startswith("MUSTER_") and name != "PYTHONDONTWRITEBYTECODE"
+            },
             "MUSTER_STORE_DIR": str(self.root),
             "PYTHONWARNINGS": "error",
             "PATH": f"{COMMAND.parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
