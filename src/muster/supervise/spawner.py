@@ -170,6 +170,8 @@ def _live(store: Path, entries: Entries, starter: socket.socket, foreground: boo
         raise SpawnFailedError(f"the workers' code cannot be loaded: {type(error).__name__}: {error}") from error
     gc.collect()
     gc.freeze()
+    if sys.version_info < (3, 12):  # later names are immortal: replacing one in the cache writes to no other page
+        sys._clear_type_cache()
     from muster.supervise.loop import Spawner
 
     spawner = Spawner(store, spec, entries)
