@@ -268,6 +268,9 @@ def _take_terminal() -> None:
     import termios
 
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    # As at a login: tests that were started in the background must not hand down that keys mean nothing.
+    for key in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        signal.signal(key, signal.SIG_DFL)
 
 
 def _is_zombie(pid: int) -> bool:
