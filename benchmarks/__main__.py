@@ -26,6 +26,7 @@ from benchmarks import (
     case_flow,
     case_idle,
     case_message,
+    case_proxy,
     case_round_trip,
     case_rounds,
     case_run,
@@ -42,6 +43,7 @@ from benchmarks.table import print_table
 
 _MODULES = (
     case_message, case_sign, case_round_trip, case_flow, case_store, case_rounds, case_idle, case_dense, case_run, case_work, case_fleet,
+    case_proxy,
 )  # fmt: skip
 
 

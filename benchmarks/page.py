@@ -123,6 +123,7 @@ _GOALS = {
     "rounds": ["round50", "round358", "round750"],
     "fleets": ["idle50", "idle750", "dense", "ready50", "ready358", "ready750"],
     "commands": ["run2", "run50", "work", "verb"],
+    "proxy": ["proxy"],
 }
 
 
