@@ -22,7 +22,7 @@ from muster.coordinator.machine import Machine
 from muster.coordinator.resizing import resized
 from muster.coordinator.shell import Shell
 from muster.core.names import COORDINATOR, OPERATOR
-from muster.core.spec import roster, teams
+from muster.core.spec import kind_of, roster, teams
 from muster.testing.simulator.clients import LockClient
 from muster.testing.simulator.disk import LogFile, Paper
 from muster.testing.simulator.lanes import Lanes
@@ -137,6 +137,7 @@ class World:
         """The fleet has another number of agents: roster and description, as `coordinator.resizing` does it."""
         self.spec = resized(self.spec, effect.counts)
         for agent in effect.new:
+            kind_of(self.spec, agent)  # whose inbox is made has the bounds of its kind
             self.lanes.roster.setdefault(agent)
 
     def _strike(self, process: Process, what: str) -> None:
