@@ -25,7 +25,7 @@ from muster.agent.attempt import Ended, Ending, result_of
 from muster.agent.bounds import time_bound
 from muster.agent.output import Capture
 from muster.agent.remains import Marks
-from muster.agent.task import Task
+from muster.agent.task import Task, wants_task
 from muster.core import limits
 from muster.errors import BodyEncodingError, BodyTooLargeError, HandlerNotFoundError, MusterError, RateLimitedError
 from muster.supervise.tree import descendants_of
@@ -75,18 +75,6 @@ def load_handler(reference: str, cwd: str | None = None) -> Callable[[Any], Any]
     if not callable(found):
         raise HandlerNotFoundError(f"the handler {reference} is not a function", handler=reference)
     return typing.cast("Callable[[Any], Any]", found)
-
-
-def wants_task(handler: Callable[[Any], Any]) -> bool:
-    """Whether the handler's first parameter is annotated with `Task`."""
-    with contextlib.suppress(Exception):  # annotations are foreign code, too
-        parameters = list(inspect.signature(handler).parameters.values())
-        if parameters:
-            annotation = parameters[0].annotation
-            if isinstance(annotation, str):
-                annotation = typing.get_type_hints(handler).get(parameters[0].name)
-            return annotation is Task
-    return False
 
 
 class _Slot(threading.Thread):
