@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.proxy import vendor as play
 
+from muster.core.limits import LIMITED_S_MAX
 from muster.errors import ConfigError
 from muster.limit.prices import PriceTable, Usage, built_in
 from muster.limit.proxy.meter import JSON_BYTES_MAX, Meter
 from muster.limit.proxy.upstream import Upstream
-from muster.limit.proxy.waits import WAIT_S_MAX, resets_in_s
+from muster.limit.proxy.waits import resets_in_s
 
 NOW = 1_795_600_000.0
 
@@ -44,7 +45,7 @@ NOW = 1_795_600_000.0
         ({"retry-after": "soon"}, b"", None),
         ({"retry-after": "nan"}, b"", None),
         ({"retry-after": "-3"}, b"", 0.0),
-        ({"retry-after": "999999999"}, b"", WAIT_S_MAX),
+        ({"retry-after": "999999999"}, b"", LIMITED_S_MAX),
         ({}, b"", None),
     ],
 )
@@ -60,7 +61,7 @@ def test_the_wait_is_read_from_what_the_vendor_says(headers, body, wait_s):
 )
 def test_no_header_makes_a_wait_that_cannot_be(headers, body):
     wait = resets_in_s(list(headers.items()), body, NOW)
-    assert wait is None or 0 <= wait <= WAIT_S_MAX
+    assert wait is None or 0 <= wait <= LIMITED_S_MAX
 
 
 def test_the_longest_name_that_fits_gives_the_price():

@@ -35,7 +35,6 @@ LOOK_S = 0.5
 LOOK_BYTES = 256 << 10
 #: A refusal that names no time is tried again after so long.
 LIMITED_S = 30.0
-_LIMITED_S_MAX = 8 * 86_400.0
 
 
 class Session:
@@ -109,12 +108,9 @@ class Session:
     def judge(self, ending: Ending, transcript: dict[str, Any] | None) -> Ending:
         """The ending as the stream tells it. What muster itself ended (timeout, cancel, limits) stays what it was."""
         reading = self.reading
-        ending.value = self._summary(transcript)
-        ending.session, ending.tokens, ending.cost_usd = (
-            reading.session_id,
-            reading.input_tokens + reading.output_tokens,
-            self._cost_usd(),
-        )
+        ending.session, ending.tokens = reading.session_id, reading.input_tokens + reading.output_tokens
+        ending.cost_usd = self._cost_usd()
+        ending.value = self._summary(transcript, ending.cost_usd)
         if ending.outputs is not None:
             answer = (reading.answer.rstrip("\n") + "\n").encode(errors="replace") if reading.answer else b""
             forget(ending.outputs[0])
@@ -123,7 +119,8 @@ class Session:
             return ending
         limited = self._limited(ending)
         if limited is not None:
-            ending.outcome, ending.resets_in_s = "limited", wait_of(limited)
+            wait_s = limited.wait_s(time.time())
+            ending.outcome, ending.resets_in_s = "limited", LIMITED_S if wait_s is None else wait_s
             ending.error = {"code": "limit.vendor", "message": limited.text}
         elif reading.state == "done":
             ending.outcome = "done"
@@ -167,7 +164,7 @@ class Session:
             "message": f"{name} ended with {how} without saying how its session ended{told}",
         }
 
-    def _summary(self, transcript: dict[str, Any] | None) -> dict[str, Any]:
+    def _summary(self, transcript: dict[str, Any] | None, cost_usd: float | None) -> dict[str, Any]:
         reading = self.reading
         summary: dict[str, Any] = {
             "answer": reading.answer,
@@ -179,24 +176,13 @@ class Session:
                 "cached": reading.cached_tokens,
                 "output": reading.output_tokens,
             },
-            "cost_usd": self._cost_usd(),
+            "cost_usd": cost_usd,
         }
         if reading.complaint:
             summary["left_out"] = {"lines": reading.lines_left_out, "first": reading.complaint}
         if transcript is not None:
             summary["transcript"] = transcript
         return summary
-
-
-def wait_of(limited: Limited) -> float:
-    """Seconds until a limit is over, as far as it is known."""
-    if limited.retry_after_s is not None:
-        wait_s = limited.retry_after_s
-    elif limited.resets_unix_s is not None:
-        wait_s = limited.resets_unix_s - time.time()
-    else:
-        wait_s = LIMITED_S
-    return min(max(0.0, wait_s), _LIMITED_S_MAX)
 
 
 def forget(captured: Captured) -> None:

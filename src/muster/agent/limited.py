@@ -87,11 +87,8 @@ def as_limited(result: Result, statuses: tuple[int, ...], pattern: str = "") -> 
     words = result.stderr[-4096:].decode(errors="replace")
     if result.exit_status not in statuses and not (pattern and re.search(pattern, words)):
         return result
-    limit = limit_in(f"rate limit: {words}", time.time())
-    resets_in_s = None
-    if limit is not None and limit.retry_after_s is not None:
-        resets_in_s = limit.retry_after_s
-    elif limit is not None and limit.resets_unix_s is not None:
-        resets_in_s = max(0.0, limit.resets_unix_s - time.time())
+    now_unix_s = time.time()
+    limit = limit_in(f"rate limit: {words}", now_unix_s)
+    resets_in_s = None if limit is None else limit.wait_s(now_unix_s)
     error = result.error or {"code": "limit.vendor", "message": " ".join(words.split())[-200:]}
     return msgspec.structs.replace(result, outcome="limited", error=error, resets_in_s=resets_in_s)

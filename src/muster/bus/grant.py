@@ -64,15 +64,12 @@ class Grant:
 class Limited:
     """An `async with` block that waits for credit."""
 
-    def __init__(self, bus: Bus, name: str, amounts: dict[str, int], timeout_s: float | None, incarnation: int) -> None:
-        self._bus, self._name, self._amounts = bus, name, amounts
-        self._timeout_s, self._incarnation = timeout_s, incarnation
+    def __init__(self, bus: Bus, name: str, amounts: dict[str, int], timeout_s: float | None) -> None:
+        self._bus, self._name, self._amounts, self._timeout_s = bus, name, amounts, timeout_s
         self._grant: Grant | None = None
 
     async def __aenter__(self) -> Grant:
-        self._grant = await acquire(
-            self._bus, self._name, self._amounts, timeout_s=self._timeout_s, incarnation=self._incarnation
-        )
+        self._grant = await acquire(self._bus, self._name, self._amounts, timeout_s=self._timeout_s)
         return self._grant
 
     async def __aexit__(

@@ -36,4 +36,4 @@ class Limiting:
         for meter, units in asked.items():
             if not isinstance(units, int) or units < 0:
                 raise UsageError(f"{meter}={units!r:.60}: units of a limit are whole numbers of at least 0")
-        return Limited(self, name, asked, timeout_s, 0)
+        return Limited(self, name, asked, timeout_s)

@@ -58,14 +58,14 @@ async def adopt(shell: Shell, plan: ev.Plan, listing: WorkerList, results_base_b
 
 def plan_of(spec: FleetSpec) -> ev.Plan:
     """What the root's decisions depend on, from the fleet's specification."""
-    divided = teams(spec).values()
+    divided, budgets = teams(spec).values(), budgets_of(spec)
     halt = spec.run.halt if spec.run is not None else None
     return ev.Plan(
         workers=[_entry_of(team) for team in divided] if divided else _entries(spec, workers(spec)),
         # A team gives its agents something to keep at hand, too.
         # Where money counts, nothing is given out before it is needed.
         prefetch=0
-        if budgets_of(spec)
+        if budgets
         else max((limits.PREFETCH * len(team.agents()) for team in divided), default=limits.PREFETCH),
         run=spec.run is not None,
         attempts_max=spec.retry.attempts_max,
@@ -77,7 +77,7 @@ def plan_of(spec: FleetSpec) -> ev.Plan:
         grace_s=spec.grace_s,
         agents_per_worker=spec.agents_per_worker,
         tags={kind.name: list(kind.tags) for kind in spec.agents if kind.tags},
-        budgets=budgets_of(spec),
+        budgets=budgets,
     )
 
 

@@ -98,8 +98,9 @@ def assignment(task: Task) -> Post:
 def _assign_from(state: State, lines: dict[str, deque[str]], extra: int, out: list[Effect]) -> None:
     # Near the end the last tasks are left to whoever is idle first, or ready first: an agent that is still starting counts, too.
     keep = len(state.agents) if extra else 0
+    paused = {*state.kinds_paused, *budget.kinds_over(state)}
     while state.queued > keep or (state.queued and not extra):
-        taken = _next(state, lines, extra)
+        taken = _next(state, lines, extra, paused)
         if taken is None:
             return
         queue, agent = taken
@@ -126,14 +127,14 @@ def _assign_from(state: State, lines: dict[str, deque[str]], extra: int, out: li
         out.append(assignment(task))
 
 
-def _next(state: State, lines: dict[str, deque[str]], extra: int) -> tuple[list[int], Agent] | None:
-    """The first of the waiting tasks that some agent has room for, as its queue, and that agent."""
+def _next(state: State, lines: dict[str, deque[str]], extra: int, paused: set[str]) -> tuple[list[int], Agent] | None:
+    """The first of the waiting tasks that some agent has room for, as its queue, and that agent; but none of the kinds in `paused`."""
     best: tuple[list[int], Agent] | None = None
-    routes, paused = state.routes, [*state.kinds_paused, *budget.kinds_over(state)]
+    routes = state.routes
     for route, queue in state.queues.items():
         if queue and (best is None or queue[0] < best[0][0]):
             for candidate in routes[route]:
-                if paused and candidate in paused:
+                if candidate in paused:
                     continue
                 agent = _first_with_room(state, lines[candidate], extra)
                 if agent is not None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
+from muster.core.units import UNIT_S
 from muster.errors import ConfigError
 
-_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", re.ASCII)
 _WHOLE = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+", re.ASCII)
 _BARE = re.compile(r"\d+(?:\.\d+)?", re.ASCII)
@@ -41,7 +41,7 @@ def _seconds(text: object) -> float | None:
         return float(compact)
     if _WHOLE.fullmatch(compact) is None:
         return None
-    return sum(float(number) * _UNITS_S[unit] for number, unit in _PART.findall(compact))
+    return sum(float(number) * UNIT_S[unit] for number, unit in _PART.findall(compact))
 
 
 def format_duration(seconds: float) -> str:

@@ -6,6 +6,7 @@ in tokens and said, never taken for free.
 
 from __future__ import annotations
 
+import functools
 import tomllib
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
@@ -113,6 +114,7 @@ def _amount(value: object, place: str, path: Path) -> Decimal:
     return amount
 
 
+@functools.cache
 def built_in() -> PriceTable:
     """List prices at `TABLE_DATE`, per million tokens. Check them before money depends on them."""
     rows: dict[str, tuple[int | str, int | str, int | str]] = {

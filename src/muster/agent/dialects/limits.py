@@ -9,6 +9,7 @@ import re
 from datetime import UTC, datetime, timedelta, tzinfo
 
 from muster.agent.dialects.reading import Limited
+from muster.core.units import UNIT_S
 
 _HIT = re.compile(
     r"\b429\b|\b529\b|rate.?limit|usage.?limit|too many requests|overloaded|quota exceeded|exceeded your current quota"
@@ -21,7 +22,6 @@ _IN = re.compile(
     re.IGNORECASE,
 )
 _PART = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|[dhms])", re.IGNORECASE)
-_UNIT_S = {"d": 86_400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 #: "try again at 12:16 PM", "resets 1pm (Europe/Lisbon)", "resets at 15:00".
 _AT = re.compile(
     r"(?:again at|resets?(?: at)?)\s+(\d{1,2})(?::(\d{2}))?\s*([ap]m)?\b(?:\s*\(([A-Za-z_/+-]+)\))?", re.IGNORECASE
@@ -50,9 +50,7 @@ def limit_in(message: str, now_unix_s: float, local: tzinfo | None = None) -> Li
     if (found := _SECONDS.search(message)) is not None:
         return Limited(shown, retry_after_s=float(found[1]))
     if (found := _IN.search(message)) is not None:
-        return Limited(
-            shown, retry_after_s=sum(float(n) * _UNIT_S[unit.lower()] for n, unit in _PART.findall(found[1]))
-        )
+        return Limited(shown, retry_after_s=sum(float(n) * UNIT_S[unit.lower()] for n, unit in _PART.findall(found[1])))
     if (found := _AT.search(message)) is not None and (found[2] or found[3]):
         at = _next_time_of_day(found, now_unix_s, local)
         if at is not None:

@@ -11,6 +11,8 @@ from typing import Any, ClassVar, Literal
 
 import msgspec
 
+from muster.core import limits
+
 State = Literal["starting", "working", "waiting", "limited", "context_full", "done", "failed"]
 
 #: Longest line of a stream, in bytes; the rest of a longer one is skipped. Answers travel in one line, so it is generous.
@@ -28,6 +30,13 @@ class Limited(msgspec.Struct, frozen=True):
     retry_after_s: float | None = None
     #: The vendor's name of the limit, such as "five_hour"; empty if it gave none.
     kind: str = ""
+
+    def wait_s(self, now_unix_s: float) -> float | None:
+        """Seconds until it is over, 0 to `limits.LIMITED_S_MAX`; None if it did not say."""
+        wait_s = self.retry_after_s
+        if wait_s is None and self.resets_unix_s is not None:
+            wait_s = self.resets_unix_s - now_unix_s
+        return None if wait_s is None else min(max(0.0, wait_s), limits.LIMITED_S_MAX)
 
 
 class Reading(msgspec.Struct):

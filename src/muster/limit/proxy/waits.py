@@ -6,12 +6,12 @@ import re
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 
+from muster.core.limits import LIMITED_S_MAX
+from muster.core.units import UNIT_S
 from muster.limit.proxy.wire import Headers
 
 #: 429 Too Many Requests; 529 is Anthropic's "overloaded".
 LIMITED = frozenset({429, 529})
-#: No vendor means longer than this; a larger figure is a mistake or a date.
-WAIT_S_MAX = 8 * 86_400.0
 #: Headers that name a wait or a moment, the most exact first.
 _SECONDS = (b"retry-after-ms", b"retry-after")
 _RESETS = (
@@ -20,7 +20,6 @@ _RESETS = (
     b"x-ratelimit-reset-tokens",
 )  # fmt: skip
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|[dhms])")
-_UNIT_S = {"d": 86_400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _RESETS_IN = re.compile(rb'"resets_in_seconds"\s*:\s*(\d{1,9}(?:\.\d+)?)')
 
 
@@ -61,7 +60,7 @@ def _wait_s(text: str, now_unix_s: float, unit_s: float = 1.0) -> float | None:
         return _bounded(value - now_unix_s if value > 1e9 else value * unit_s)
     parts = _DURATION.findall(text)
     if parts and "".join(n + unit for n, unit in parts) == text:
-        return _bounded(sum(float(n) * _UNIT_S[unit] for n, unit in parts))
+        return _bounded(sum(float(n) * UNIT_S[unit] for n, unit in parts))
     for parse in (datetime.fromisoformat, parsedate_to_datetime):
         try:
             return _bounded(parse(text).timestamp() - now_unix_s)
@@ -71,4 +70,4 @@ def _wait_s(text: str, now_unix_s: float, unit_s: float = 1.0) -> float | None:
 
 
 def _bounded(seconds: float) -> float | None:
-    return min(max(0.0, seconds), WAIT_S_MAX) if seconds == seconds and seconds < float("inf") else None  # noqa: PLR0124 -- NaN
+    return min(max(0.0, seconds), LIMITED_S_MAX) if seconds == seconds and seconds < float("inf") else None  # noqa: PLR0124 -- NaN
