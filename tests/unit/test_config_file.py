@@ -78,6 +78,8 @@ def test_a_fleet_without_a_name_is_called_like_its_directory(tmp_path: Path) -> 
         ('[agents.a]\nstop_signal = "NOPE"', ["stop_signal", "NOPE"]),
         ("[fleet]\nagents_per_worker = 0", ["agents_per_worker"]),
         ("[fleet]\nretries = -1", ["retries"]),
+        ("[fleet]\nhops = 0", ["hops", "from 1 to 254"]),
+        ("[fleet]\nhops = 255", ["hops", "from 1 to 254"]),
         ('[fleet]\nprofile = "prod"', ["'prod'", "'production'"]),
         ("[agents.a]\ncount = 501", ["501", "production", "500"]),
         ('[fleet]\nprofile = "development"\n[agents.a]\ncount = 11', ["development", "10"]),

@@ -85,6 +85,36 @@ class OwnerClient:
             **_body(body),
         )
 
+    def reply(
+        self,
+        to: str,
+        body: Any = None,
+        *,
+        answers: str = "",
+        type: str = "",
+        message_id: str | None = None,
+        wait_s: float | None = None,
+    ) -> dict[str, Any]:
+        """Answer the newest message that this agent took of `to`, or the one with the id `answers`; the {"id", "seq"} of what was stored.
+
+        Whoever asked gets it as the reply. Else it is one more hop of the chain, which the fleet bounds: agents that answer each other
+        come to an end.
+
+        Raises:
+            UsageError: There is no such message, or it was taken too long ago.
+            EchoStormError: The chain is too long; nothing was sent. Else as `send`.
+        """
+        return self.request(
+            "reply",
+            _patience_s=_OVERFLOW_WAIT_S if wait_s is None else wait_s,
+            to=to,
+            answers=answers,
+            type=type,
+            message_id=message_id,
+            wait_s=wait_s,
+            **_body(body),
+        )
+
     def publish(self, group: str, body: Any = None, *, type: str = "message", **envelope: Any) -> list[dict[str, Any]]:
         """Store a message for every agent of a group such as "@workers", as `send` does; a {"to", "id", "seq"} for each."""
         sent = self.request("publish", _patience_s=None, to=group, type=type, **envelope, **_body(body))
@@ -94,8 +124,9 @@ class OwnerClient:
     def receive(self, n: int = 1, *, wait_s: float = 0.0) -> list[dict[str, Any]]:
         """Up to `n` messages, waiting up to `wait_s` for the first.
 
-        Each is {"handle", "id", "sender", "type", "seq", "attempt", "created", "body"}; `created` in seconds since 1970, a body of
-        bytes as bytes. They are this connection's until it acks them or ends; then they go to whoever asks next.
+        Each is {"handle", "id", "sender", "type", "seq", "attempt", "created", "hops", "asks", "body"}: `created` in seconds since 1970,
+        `hops` the answers that led to it, `asks` whether its sender waits for a `reply`; a body of bytes comes as bytes. They are this
+        connection's until it acks them or ends; then they go to whoever asks next.
         """
         messages: list[dict[str, Any]] = self.request("recv", _patience_s=wait_s, n=n, wait_s=wait_s)["messages"]
         return [_opened(message) for message in messages]

@@ -18,7 +18,9 @@ from muster.agent.attempt import Attempt
 from muster.agent.mailbox import Mailbox
 from muster.agent.outbox import Outbox
 from muster.agent.status import boottime_ms
+from muster.bus.answering import Heard
 from muster.bus.envelope import Chain
+from muster.bus.services import LOOPS_STOPPED
 from muster.core import limits
 from muster.core.names import COORDINATOR
 from muster.core.protocol import (
@@ -76,6 +78,8 @@ class Runner:
         self._coordinators = tuple(dict.fromkeys((setting.coordinator, COORDINATOR)))
         self.outbox = Outbox(bus, setting.loop, setting.coordinator, emptied=self._advance)
         self.running: dict[tuple[int, int], Attempt] = {}
+        #: What its commands have taken and may answer.
+        self.heard = Heard()
         #: By attempt, what its command's messages are because of.
         self.causes: dict[tuple[int, int], Chain] = {}
         self.done = 0
@@ -197,7 +201,7 @@ class Runner:
             delivery.ack()
 
     def _loop_stopped(self, recipient: str, hops: int) -> None:
-        self.registry.count("muster_loops_stopped_total")
+        self.registry.count(LOOPS_STOPPED)
         print(
             f"muster: a message to {recipient} was refused: it would be number {hops} of a chain of answers", flush=True
         )

@@ -5,6 +5,7 @@ checked by the kernel's word on who connected (`ancestry`). Requests and answers
 
     {"op": "send", "to": …, "type": …, "body" | "body_b64": …, "priority": …, "message_id": …, "wait_s": …}
                                                         -> {"ok": true, "id": …, "seq": …}
+    {"op": "reply", "to": …, "answers": "", …}          -> {"ok": true, "id": …, "seq": …}, to a message that was received
     {"op": "publish", "to": "@workers", …}              -> {"ok": true, "sent": [{"to", "id", "seq"}]}
     {"op": "recv", "n": 1, "wait_s": 10}                -> {"ok": true, "messages": […]}
     {"op": "ack", "handles": […]}                       -> {"ok": true, "acked": 1}
@@ -35,6 +36,7 @@ from muster.agent.leases import SessionLeases
 from muster.agent.runner import VERBS
 from muster.bus.envelope import Chain
 from muster.core import limits
+from muster.core.message import EXTRA_REPLY_TO
 from muster.core.protocol import TYPES
 from muster.errors import (
     BodyEncodingError,
@@ -73,6 +75,7 @@ class Request(msgspec.Struct):
     body_b64: str | None = None
     priority: str = "normal"
     message_id: str | None = None
+    answers: str = ""
     n: int = 1
     wait_s: float | None = None
     timeout_s: float = 30.0
@@ -207,7 +210,7 @@ class Session:
         self._in_hand: dict[str, Delivery] = {}
         self._next_handle = 1
         self._ops = {
-            "send": self._send, "publish": self._publish, "recv": self._receive, "ack": self._ack,
+            "send": self._send, "reply": self._reply, "publish": self._publish, "recv": self._receive, "ack": self._ack,
             "ask": self._ask, "ls": self._list, "whoami": self._whoami, "lock": self._lock, "unlock": self._leases.unlock,
         }  # fmt: skip
 
@@ -269,6 +272,14 @@ class Session:
         )
         return {"id": request.message_id or receipt.id, "seq": receipt.seq}
 
+    async def _reply(self, request: Request) -> dict[str, Any]:
+        to, envelope = self._runner.heard.find(request.to, request.answers).answer(self._bus.hops_max)
+        envelope["type"] = _type(request, envelope.get("type", "message"))
+        receipt = await self._bus.send(
+            to, _body(request), message_id=request.message_id, wait_s=_room_wait_s(request), **envelope
+        )
+        return {"id": request.message_id or receipt.id, "seq": receipt.seq}
+
     async def _publish(self, request: Request) -> dict[str, Any]:
         receipts = await self._bus.publish(
             request.to,
@@ -295,6 +306,7 @@ class Session:
             handle = str(self._next_handle)
             self._next_handle += 1
             self._in_hand[handle] = delivery
+            self._runner.heard.note(delivery.message)
             messages.append({"handle": handle, "attempt": delivery.attempt, **_shown(delivery.message)})
         return {"messages": messages}
 
@@ -359,6 +371,7 @@ def _body(request: Request) -> Any:
 def _shown(message: Message) -> dict[str, Any]:
     shown: dict[str, Any] = {
         "id": message.id, "sender": message.sender, "type": message.type, "seq": message.seq, "created": message.created_ns / 1e9,
+        "hops": message.hops, "asks": EXTRA_REPLY_TO in message.extras,
     }  # fmt: skip
     try:
         body = message.body

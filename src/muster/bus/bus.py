@@ -191,7 +191,7 @@ class Bus(Services):
         return self.post(
             request.extras.get(EXTRA_REPLY_TO) or request.sender, body, type=type_, priority="control",
             correlation_id=request.id, causation_id=request.id,
-            hops=min(request.hops + 1, limits.HOPS_MAX),  # whatever was asked can be answered
+            hops=min(request.hops + 1, self.hops_max),  # whatever was asked can be answered
         )  # fmt: skip
 
     def receive_nowait(self) -> Delivery | None:

@@ -143,7 +143,7 @@ def put_caused(bus: Bus, to: str, out: Outgoing, envelope: Mapping[str, Any]) ->
     )
     now_s = time.monotonic()
     try:
-        bus.guard.check_hops(out.hops)
+        bus.guard.check_hops(out.hops, bus.hops_max)
         if is_counted:
             bus.guard.check_rate(to, now_s)
     except EchoStormError:

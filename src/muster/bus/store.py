@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from muster.bus.transports.lanes import inspect, layout, locks, overflow
 from muster.bus.transports.lanes.deadletters import list_letters
 from muster.bus.transports.lanes.layout import add_agent, has_agent, read_settings, roster
+from muster.core import limits
 from muster.core.settings import DEFAULTS
 from muster.errors import FleetNotRunningError, StoreVersionError
 from muster.security.keys import create_master, load_master, master_path
@@ -24,6 +25,7 @@ __all__ = [
     "add_agent",
     "create_store",
     "has_agent",
+    "hops_max",
     "open_store",
     "read_settings",
     "read_spec",
@@ -119,6 +121,17 @@ def read_spec(store: Path) -> FleetSpec:
         return msgspec.json.decode(raw, type=FleetSpec)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise StoreVersionError(f"the fleet at {store} was written by another version: {error}") from None
+
+
+def hops_max(store: Path) -> int:
+    """How many answers the fleet at `store` lets a chain of messages have. Cheap: a short verb asks, too."""
+    import json
+
+    try:
+        declared = json.loads(read_private(store / "spec.json")).get("hops")
+    except (OSError, ValueError, AttributeError):  # programs share a store that has no fleet
+        declared = None
+    return declared if isinstance(declared, int) else limits.HOPS_MAX
 
 
 def unread(store: Path) -> int:

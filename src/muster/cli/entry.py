@@ -15,7 +15,7 @@ def main() -> None:
     """Run the command line and exit with its status."""
     words = sys.argv[1:]
     status: int | None = None
-    if words and words[0] in ("send", "recv", "ask", "ps") and "_MUSTER_COMPLETE" not in os.environ:
+    if words and words[0] in ("send", "recv", "reply", "ask", "ps") and "_MUSTER_COMPLETE" not in os.environ:
         from muster.cli import fast
 
         status = fast.run(words)

@@ -1,4 +1,4 @@
-"""`send recv ask ps` without click. `run` returns None for whatever it does not know, and then nothing was done."""
+"""`send recv reply ask ps` without click. `run` returns None for whatever it does not know, and then nothing was done."""
 
 from __future__ import annotations
 
@@ -17,6 +17,13 @@ OPTIONS: dict[str, dict[str, tuple[str, bool]]] = {
         "--json-body": ("json_body", False),
         "--id": ("id", True),
     },
+    "reply": {
+        **_SPEAK,
+        "--answers": ("answers", True),
+        "--type": ("type", True),
+        "-t": ("type", True),
+        "--json-body": ("json_body", False),
+    },
     "recv": {**_SPEAK, "-n": ("n", True), "--wait": ("wait", True), "--peek": ("peek", False)},
     "ask": {
         **_SPEAK,
@@ -27,8 +34,8 @@ OPTIONS: dict[str, dict[str, tuple[str, bool]]] = {
     },
     "ps": _COMMON,
 }
-_WORDS_MAX = {"send": 2, "recv": 0, "ask": 2, "ps": 0}
-_WORDS_MIN = {"send": 1, "recv": 0, "ask": 1, "ps": 0}
+_WORDS_MAX = {"send": 2, "reply": 2, "recv": 0, "ask": 2, "ps": 0}
+_WORDS_MIN = {"send": 1, "reply": 1, "recv": 0, "ask": 1, "ps": 0}
 
 
 class Parsed:

@@ -27,6 +27,7 @@ VERBS: dict[str, str] = {
     "watch": "Follow what happens in a fleet.",
     "send": "Put a message into an agent's inbox.",
     "recv": "Take messages from the inbox.",
+    "reply": "Answer a message that was taken.",
     "ask": "Send a request and print the reply.",
     "lock": "Run a command under a lock of the whole fleet.",
     "retry": "Queue tasks again that failed, died or were cancelled.",

@@ -1,4 +1,4 @@
-"""What `send recv ask ps` do once their options are known; both ways of parsing end here. Standard library only at the top."""
+"""What `send recv reply ask ps` do once their options are known; both ways of parsing end here. Standard library only at the top."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 from muster.cli.output import columns, print_json, safe
 from muster.errors import AskTimeoutError, ConfigError
-from muster.fleet.speak import Speaker, ask, parse_body, peek, receive, send, speaker
+from muster.fleet.speak import Speaker, ask, parse_body, peek, receive, reply, send, speaker
 
 # Not from typing: importing it would double the cost of a short verb. Type checkers know the name.
 TYPE_CHECKING = False
@@ -21,7 +21,7 @@ ASK_TIMEOUT_S = 30.0
 
 def carry_out(parsed: Parsed) -> int:
     """Run a parsed short verb. Returns its exit status; raises MusterError."""
-    verbs = {"send": _send, "recv": _recv, "ask": _ask, "ps": _ps}
+    verbs = {"send": _send, "recv": _recv, "reply": _reply, "ask": _ask, "ps": _ps}
     return verbs[parsed.verb](parsed)
 
 
@@ -68,6 +68,16 @@ def _send(parsed: Parsed) -> int:
     return 0
 
 
+def _reply(parsed: Parsed) -> int:
+    envelope: dict[str, Any] = {"type": parsed.values["type"]} if "type" in parsed.values else {}
+    if "wait" in parsed.values:
+        envelope["wait_s"] = _duration(parsed.values["wait"], "--wait")
+    receipt = reply(_who(parsed), parsed.words[0], _body(parsed), answers=parsed.values.get("answers", ""), **envelope)
+    if "json" in parsed.flags:
+        print_json(receipt)
+    return 0
+
+
 def _recv(parsed: Parsed) -> int:
     is_peek = "peek" in parsed.flags
     text = parsed.values.get("n", "0" if is_peek else "1")
@@ -103,7 +113,8 @@ def _ask(parsed: Parsed) -> int:
 
 def _print_message(message: dict[str, Any]) -> None:
     # The sender stands in front of every message: text from a peer is data, and whose it is belongs to it.
-    sys.stdout.write(f"{message['sender']}: {_text(message['body'])}\n")
+    asks = " asks" if message["asks"] else ""
+    sys.stdout.write(f"{message['sender']}{asks}: {_text(message['body'])}\n")
 
 
 def _text(body: Any) -> str:

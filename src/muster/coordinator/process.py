@@ -10,6 +10,7 @@ import contextlib
 import gc
 from typing import TYPE_CHECKING
 
+from muster.bus.services import LOOPS_STOPPED
 from muster.coordinator.admission import Door
 from muster.coordinator.grants import Grants
 from muster.coordinator.locks.watch import HolderWatch
@@ -37,10 +38,6 @@ if TYPE_CHECKING:
 LIST_WAIT_S = 60.0
 #: Exit status of a coordinator that ends because its spawner is gone, or because it could not begin: who started it decides what follows.
 LOST_STATUS = 1
-
-
-#: Messages of too long a chain of answers that agents were not let send.
-LOOPS_STOPPED = "muster_loops_stopped_total"
 
 
 class Coordinator:

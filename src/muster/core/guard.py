@@ -1,8 +1,9 @@
 """The guard against echo storms: agents that answer every message, answers included, are stopped before they fill each other's inboxes.
 
 Only messages with a cause count: those that say "because of that one" and therefore carry a hop count above 0. A chain of causes may
-have `HOPS_MAX` hops, and one agent may send another `PAIR_RATE_MAX` such messages a minute, `PAIR_BURST_MAX` of them at once. The rate is
-kept by the generic cell rate algorithm (ITU-T I.371): one number per recipient, no queue and no timer.
+have as many hops as the fleet declares, by default `HOPS_MAX`, and one agent may send another `PAIR_RATE_MAX` such messages a minute,
+`PAIR_BURST_MAX` of them at once. The rate is kept by the generic cell rate algorithm (ITU-T I.371): one number per recipient, no queue and
+no timer.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ class EchoGuard:
         #: For each recipient the time at which its whole burst is there again.
         self._due: dict[str, float] = {}
 
-    def check_hops(self, hops: int) -> None:
+    def check_hops(self, hops: int, hops_max: int = limits.HOPS_MAX) -> None:
         """Raises EchoStormError: the chain is too long; trying again cannot help."""
-        if hops > limits.HOPS_MAX:
+        if hops > hops_max:
             raise EchoStormError(
-                f"this chain of messages has {hops} hops, more than {limits.HOPS_MAX}: it looks like an echo storm",
+                f"this would be answer {hops} of one chain of messages, and the fleet allows {hops_max}: it looks like an echo storm, "
+                "so nothing was sent",
                 hops=hops,
             )
 

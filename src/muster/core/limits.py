@@ -42,8 +42,12 @@ RERING_S = 1.0
 RERING_MAX_S = 30.0
 #: Interval of the safety sweep over all lanes; jittered. It finds nothing when the bell works.
 SWEEP_S = 60.0
-#: Hops a message's causal chain may take before it is refused (stops echo storms).
+#: Hops a message's causal chain may take before it is refused (stops echo storms), unless the fleet says otherwise; a frame counts them
+#: in a byte.
 HOPS_MAX = 16
+HOPS_MAX_MAX = 254
+#: Messages that an agent took and can still answer from a command.
+HEARD_MAX = 256
 #: Messages per minute that one agent may send to another because of messages it got, and how many of them at once: what answers
 #: everything it hears is slowed down before it fills inboxes. Replies to asks and messages without a cause do not count.
 PAIR_RATE_MAX = 600

@@ -263,6 +263,8 @@ class FleetSpec(msgspec.Struct, frozen=True, kw_only=True):
     agents_per_worker: int = 1
     #: Whom agents may write to: everybody, or the coordinator and the operator (n agents that may write to everybody hold n² keys).
     edges: Literal["all", "coordinator"] = "all"
+    #: Answers that a chain of messages may have.
+    hops: int = limits.HOPS_MAX
     retry: RetrySpec = RetrySpec()
     grace_s: float = limits.GRACE_S
     metrics_interval_s: float = limits.METRICS_INTERVAL_S

@@ -127,6 +127,7 @@ class FleetConfig:
             orphan_policy=table.orphans,
             orphan_grace_s=parse_duration(table.orphan_grace, "orphan_grace"),
             debug=table.debug,
+            hops=table.hops,
             teams=None
             if (teams := self.teams) is None
             else teams_spec(teams.count, teams.agents_per_team, f"{self.path}: [teams]"),
@@ -230,7 +231,9 @@ def _layered(
 
 def _from_text(key: str, text: str, variable: str) -> Any:
     """A value of an environment variable in the type of its key."""
-    kind = {"metrics": bool, "debug": bool, "proxy": bool, "agents_per_worker": int, "retries": int}.get(key, str)
+    kind = {"metrics": bool, "debug": bool, "proxy": bool, "agents_per_worker": int, "retries": int, "hops": int}.get(
+        key, str
+    )
     if kind is bool:
         if text.lower() not in ("1", "0", "true", "false", "yes", "no", "on", "off"):
             raise ConfigError(f"{variable}: {text!r:.60} is neither true nor false", key=key, source=variable)
@@ -272,6 +275,8 @@ def _check(config: FleetConfig) -> None:
     for key, least in (("agents_per_worker", 1), ("retries", 0)):
         if getattr(table, key) < least:
             raise ConfigError(f"{path}: [fleet] {key} must be at least {least}", key=key, source=str(path))
+    if not 1 <= table.hops <= limits.HOPS_MAX_MAX:
+        raise ConfigError(f"{path}: [fleet] hops must be from 1 to {limits.HOPS_MAX_MAX}", key="hops", source=str(path))
     check_teams(config.spec(""), f"{path}: [teams]")  # parses every duration on the way
     config.bus_settings()
     if config.proxy is not None:

@@ -10,9 +10,11 @@ import os
 
 from muster.errors import (
     ConfigError,
+    EchoStormError,
     ForbiddenError,
     IdentityBusyError,
     InboxFullError,
+    MusterError,
     OutboxFullError,
     UnknownAgentError,
 )
@@ -100,6 +102,40 @@ def send(who: Speaker, to: str, body: Any, **envelope: Any) -> dict[str, Any]:
     return _on_bus(who, through, consume=False)
 
 
+def reply(who: Speaker, to: str, body: Any, *, answers: str = "", **envelope: Any) -> dict[str, Any]:
+    """Answer the newest message that `who` took of `to`, or the one with the id `answers`; under which id the answer was stored.
+
+    Args:
+        envelope: type, message_id, wait_s as `Bus.send`.
+
+    Raises:
+        UsageError: No such message was taken. EchoStormError: The chain of answers is too long. Else as `send`; nothing was stored.
+    """
+    if who.socket is not None:
+        with _owner(who.socket) as owner:
+            return {"to": to, **owner.reply(to, body, answers=answers, **envelope)}
+    import contextlib
+
+    from muster.bus.answering import load
+    from muster.bus.store import hops_max, open_store
+    from muster.core.guard import EchoGuard
+
+    assert who.store is not None
+    most = hops_max(open_store(who.store))
+    recipient, given = load(_inbox(who)).find(to, answers).answer(most)
+    try:
+        EchoGuard().check_hops(given["hops"], most)
+    except EchoStormError:
+
+        async def tell(bus: Bus) -> None:
+            bus.on_loop(recipient, given["hops"])
+
+        with contextlib.suppress(MusterError):  # telling it is a courtesy: the answer is that it was refused
+            _on_bus(who, tell, consume=False)
+        raise
+    return send(who, recipient, body, **{**given, **envelope})
+
+
 def ask(who: Speaker, to: str, body: Any, *, type: str, timeout_s: float) -> dict[str, Any]:
     """Send a request and return the reply as a message (sender, type, body …).
 
@@ -138,14 +174,23 @@ def receive(who: Speaker, count: int, wait_s: float, show: Callable[[dict[str, A
                 owner.ack(*messages)
             return len(messages)
 
+    from muster.bus import answering
+
     async def through(bus: Bus) -> int:
         shown = 0
         delivery = await bus.receive(timeout_s=wait_s)
-        while delivery is not None:
-            show(_as_message(delivery))
-            delivery.ack()
-            shown += 1
-            delivery = bus.receive_nowait() if shown < count else None
+        heard = None
+        try:
+            while delivery is not None:
+                show(_as_message(delivery))
+                heard = heard or answering.load(_inbox(who))
+                heard.note(delivery.message)
+                delivery.ack()
+                shown += 1
+                delivery = bus.receive_nowait() if shown < count else None
+        finally:
+            if heard is not None:
+                answering.save(_inbox(who), heard)
         return shown
 
     return _on_bus(who, through, consume=True)
@@ -250,11 +295,24 @@ def _owner(path: str) -> OwnerClient:
 
 
 def _as_message(delivery: Delivery) -> dict[str, Any]:
-    return {**_facts_of(delivery), "attempt": delivery.attempt, "body": delivery.body}
+    return {**_facts_of(delivery.message), "attempt": delivery.attempt, "body": delivery.body}
 
 
-def _facts_of(message: Message | Delivery) -> dict[str, Any]:
-    return {name: getattr(message, name) for name in ("id", "sender", "type", "seq", "created_ns")}
+def _facts_of(message: Message) -> dict[str, Any]:
+    from muster.core.message import EXTRA_REPLY_TO
+
+    facts = {name: getattr(message, name) for name in ("id", "sender", "type", "seq", "created_ns", "hops")}
+    return {**facts, "asks": EXTRA_REPLY_TO in message.extras}
+
+
+def _inbox(who: Speaker) -> Path:
+    from pathlib import Path
+
+    from muster.bus.transports.lanes.layout import agent_dir
+
+    assert who.store is not None
+    assert who.agent is not None
+    return Path(agent_dir(who.store, who.agent)) / "inbox"
 
 
 def _without_handle(message: dict[str, Any]) -> dict[str, Any]:

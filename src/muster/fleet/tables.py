@@ -96,6 +96,7 @@ class FleetTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     debug: bool = False
     proxy: bool | None = None
     budget: str | None = None
+    hops: int = limits.HOPS_MAX
 
 
 class TeamsTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

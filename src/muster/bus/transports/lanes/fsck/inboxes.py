@@ -29,7 +29,7 @@ _CURSOR = ".cursor"
 def _expect(name: str) -> str:
     if name in ("dead", "redrive"):
         return "folder"
-    known = name in ("overflow", "evicted") or _SPARE.fullmatch(name) or _lane_of(name) is not None
+    known = name in ("overflow", "evicted", "heard") or _SPARE.fullmatch(name) or _lane_of(name) is not None
     return "file" if known else ""
 
 
