@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 from muster.errors import FleetNotRunningError
 from muster.supervise import lock
 from muster.supervise.client import SpawnerClient
-from muster.supervise.platform import environ_of, process_ids, start_time_of
+from muster.supervise.platform import environ_of, process_ids, start_time_of, wait_for_exits
 from muster.supervise.tree import is_gone
 from muster.testing import eventually
 
@@ -204,8 +205,12 @@ class Muster:
 
     def end(self, timeout_s: float = PATIENCE_S) -> int:
         """Wait for its end; the exit status (negative: the signal)."""
+        ends = time.monotonic() + timeout_s
+        if self.process.returncode is None:
+            # `wait` only looks every 50 ms: whoever times the end would measure that.
+            wait_for_exits([self.process.pid], timeout_s)
         try:
-            return self.process.wait(timeout_s)
+            return self.process.wait(max(0.1, ends - time.monotonic()))
         except subprocess.TimeoutExpired:
             raise AssertionError(f"{self.process.args!r} is still there; it said: {self.errors[-2000:]}") from None
 
