@@ -138,7 +138,7 @@ def test_the_key_is_in_no_argument_specification_log_or_status(place: Place, sta
     muster = start(place, stage, "-j", "1", sys.executable, "-c", ASK, ":::", "stream")
     eventually(lambda: len(stage.vendor.asked) == 1, timeout_s=PATIENCE_S)
     store = store_of(place)
-    holders = [path for path in store.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
+    holders = [path for path in store.rglob("*") if path.is_file() and KEY.encode() in _bytes_of(path)]
     assert [str(path.relative_to(store)) for path in holders] == ["keys/proxy-anthropic"]
     assert holders[0].stat().st_mode & 0o077 == 0
     life_of(place)
