@@ -157,8 +157,9 @@ class Muster:
         command = [str(COMMAND), *words]
         if not terminal:
             self.process = subprocess.Popen(
-                command, cwd=place.work, env=env, stdin=subprocess.DEVNULL, stdout=self._out, stderr=self._err
-            )
+                command, cwd=place.work, env=env, stdin=subprocess.DEVNULL, stdout=self._out, stderr=self._err,
+                preexec_fn=_heed_signals,
+            )  # fmt: skip
             return
         self._terminal, line = os.openpty()
         self.process = subprocess.Popen(
@@ -273,7 +274,11 @@ def _take_terminal() -> None:
     import termios
 
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-    # As at a login: tests that were started in the background must not hand down that keys mean nothing.
+    _heed_signals()
+
+
+def _heed_signals() -> None:
+    """As at a login: tests that were started in the background must not hand down that keys mean nothing."""
     for key in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         signal.signal(key, signal.SIG_DFL)
 
