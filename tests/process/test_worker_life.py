@@ -385,9 +385,12 @@ async def test_an_idle_worker_costs_nothing(tmp_path: Path) -> None:
             return int(clock.read_text().split()[0]) / 1e6
 
         await asyncio.sleep(1)
-        before = spent_ms()
-        await asyncio.sleep(4)
-        assert spent_ms() - before <= 20, "at most 20 ms of CPU in 4 s"
+        windows: list[float] = []
+        while len(windows) < 3 and (not windows or windows[-1] > 20):  # a busy machine only ever adds to a window
+            before = spent_ms()
+            await asyncio.sleep(4)
+            windows.append(spent_ms() - before)
+        assert min(windows) <= 20, "at most 20 ms of CPU in 4 s"
 
 
 async def test_the_coordinator_can_be_away_while_tasks_end(tmp_path: Path) -> None:
