@@ -161,14 +161,19 @@ class Flood:
     def until_nothing_moves(self) -> int:
         """Wait until no sender can store any more; how many messages were accepted by then."""
         last, since = -1, 0
+        asleep: set[int] = set()
 
         def still() -> bool:
             nonlocal last, since
             self.sample()
             now = self.accepted()
-            since = since + 1 if now == last and all(_is_begun(note) for note in self._notes.values()) else 0
-            last = now
-            return since > 20  # looks, of up to 50 ms
+            if now != last or not all(_is_begun(note) for note in self._notes.values()):
+                last, since = now, 0
+                asleep.clear()
+            since += 1
+            # Whoever only waits for a processor is not asleep.
+            asleep.update(sender.pid for sender in self.senders if _is_asleep(sender.pid))
+            return since > 20 and len(asleep) == len(self.senders)  # looks, of up to 50 ms
 
         eventually(still, 2 * PATIENCE_S, "the senders are stopped by full inboxes")
         return last
@@ -218,6 +223,10 @@ class Flood:
             process.wait()
             if process.stdout is not None:
                 process.stdout.close()
+
+
+def _is_asleep(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
 
 
 def _is_begun(note: Path) -> bool:
