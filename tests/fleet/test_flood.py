@@ -11,7 +11,7 @@ from tests.acceptance.place import Place
 from . import figures
 from .form import FORM
 
-SENDERS, INBOX = (16, 1_600) if FORM.name == "brief" else (100, 20_000)
+SENDERS, INBOX = (16, 1_600) if FORM.name == "brief" else (50, 5_000)
 BOUNDS = Bounds(senders=SENDERS, inbox_messages=INBOX, outbox_bytes=256 << 10, body_bytes=200)
 TIMES = 10
 #: How long blocked senders are watched.
